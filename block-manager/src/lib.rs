@@ -1,0 +1,1 @@
+//! Pageloom block-manager.

@@ -1,0 +1,116 @@
+//! One step's work and its outcome, as plain flat arrays.
+
+use std::sync::Arc;
+
+use crate::{SamplingParams, TokenId};
+
+/// Everything a step computes: token ranges of several sequences, side by side.
+///
+/// Sequence `i` brings the tokens `row_offsets[i]..row_offsets[i + 1]`; they
+/// are its last ones: after the step its cache holds `context_lens[i]` tokens.
+///
+/// ```text
+///             seq 0 (prefill chunk)   seq 1 (decode)  seq 2 (decode)
+/// tokens      t0 t1 t2 t3 t4          t               t
+/// row_offsets 0                       5               6               7
+/// ```
+#[derive(Debug, Default, Clone)]
+pub struct Batch {
+    /// Number of the step; echoed in [`StepOutput::step`].
+    pub step: u64,
+    /// Block copies (source, destination) to do before anything is written: copy-on-write.
+    pub copies: Vec<(u32, u32)>,
+    /// Token ids, `[num_tokens]`.
+    pub tokens: Vec<TokenId>,
+    /// Position of each token in its sequence, `[num_tokens]`.
+    pub positions: Vec<u32>,
+    /// Cache slot each token's K and V go to, `block * block_size + offset`, `[num_tokens]`.
+    pub slots: Vec<u32>,
+    /// First row of each sequence, `[num_seqs + 1]`.
+    pub row_offsets: Vec<u32>,
+    /// Tokens in the cache once the step is done, `[num_seqs]`.
+    pub context_lens: Vec<u32>,
+    /// Block tables of all sequences, one after the other.
+    pub block_tables: Vec<u32>,
+    /// Where each sequence's table starts, `[num_seqs + 1]`.
+    pub table_offsets: Vec<u32>,
+    /// Rows whose logits are wanted and what for, in ascending row order.
+    pub outputs: Vec<OutputRow>,
+}
+
+/// A row whose logits are computed.
+#[derive(Debug, Clone)]
+pub struct OutputRow {
+    /// Row in [`Batch::tokens`].
+    pub row: u32,
+    /// What to do with the logits.
+    pub want: Want,
+}
+
+/// What a row's logits are for.
+#[derive(Debug, Clone)]
+pub enum Want {
+    /// Draw the next token.
+    Sample {
+        /// How.
+        params: Arc<SamplingParams>,
+        /// Number of tokens of the prompt.
+        num_prompt_tokens: u32,
+        /// All tokens so far, prompt first; left empty unless [`SamplingParams::needs_history`].
+        history: Vec<TokenId>,
+    },
+    /// Log-probability of a token that is already known: prompt log-probabilities.
+    Score {
+        /// The token that follows this row.
+        token: TokenId,
+        /// How many of the most likely tokens to return with it.
+        top: usize,
+    },
+}
+
+/// Log-probability of one token and of the most likely ones at its position.
+///
+/// Natural logarithm of the softmax of the model's own logits: temperature,
+/// penalties and filters do not change it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TokenLogprobs {
+    /// Log-probability of the token itself.
+    pub logprob: f32,
+    /// Rank of the token, 1 being the most likely.
+    pub rank: u32,
+    /// Most likely tokens with their log-probabilities, best first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// Outcome of one [`OutputRow`], in the same order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowOutput {
+    /// The token drawn, or the token scored.
+    pub token: TokenId,
+    /// Present when asked for.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Outcome of a step.
+#[derive(Debug, Default, Clone)]
+pub struct StepOutput {
+    /// Number of the step.
+    pub step: u64,
+    /// One entry per [`Batch::outputs`] row; a row that failed (not-a-number logits) fails alone.
+    pub rows: Vec<Result<RowOutput, RowError>>,
+}
+
+/// Why one row could not be sampled; the other rows of the step are not affected.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RowError {
+    /// The model produced a logit that is not a number.
+    #[error("the model produced a logit that is not a number for token {token}")]
+    NotANumber {
+        /// First such token.
+        token: TokenId,
+    },
+    /// Filters and bans left no token to draw.
+    #[error("no token is left to draw: allowed_token_ids and the banned stop tokens exclude all")]
+    NothingAllowed,
+}

@@ -1,0 +1,3 @@
+//! The `pageloom` binary.
+
+fn main() {}
