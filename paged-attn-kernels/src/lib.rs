@@ -1,1 +1,2 @@
 //! Pageloom paged-attn-kernels.
+pub mod cpu;
