@@ -1,2 +1,6 @@
 //! Pageloom paged-attn-kernels.
 pub mod cpu;
+
+mod error;
+
+pub use error::KernelError;

@@ -1,0 +1,143 @@
+//! One sequence's keys and values of one head, as the kernels walk them.
+
+use super::micro::{Run, STEP_KEYS};
+use super::simd::{LANES, Lanes};
+use crate::cache::CacheLayout;
+
+/// Most runs that [`Pages::step`] cuts a step into: blocks of 16.
+const MAX_DIRECT_RUNS: usize = STEP_KEYS / LANES;
+
+/// A sequence's pages of one layer and head.
+#[derive(Clone, Copy)]
+pub(super) struct Pages<'a, E> {
+    /// The layer's elements, and 16 more after its last block.
+    pub(super) layer: &'a [E],
+    pub(super) layout: &'a CacheLayout,
+    /// Blocks in the order of the sequence's tokens; every id is below `num_blocks`.
+    pub(super) table: &'a [u32],
+    pub(super) kv_head: usize,
+}
+
+/// Where the keys and values of up to 64 consecutive positions lie.
+pub(super) struct Step<E> {
+    pub(super) k: [*const E; STEP_KEYS / LANES],
+    pub(super) k_stride: usize,
+    runs: [Run<E>; MAX_DIRECT_RUNS],
+    num_runs: usize,
+}
+
+impl<E> Step<E> {
+    pub(super) fn runs(&self) -> &[Run<E>] {
+        &self.runs[..self.num_runs]
+    }
+}
+
+impl<'a, E: Lanes> Pages<'a, E> {
+    /// Whether vectors of 16 keys never straddle blocks, so that pages can be read in place.
+    pub(super) fn are_aligned(&self) -> bool {
+        self.layout.block_size % LANES == 0
+    }
+
+    /// The K panel (`[head_dim][block_size]`) and V panel (`[block_size][head_dim]`, and at least
+    /// 16 more elements) of the block that holds `position`, and its offset there.
+    fn panels(&self, position: usize) -> (&'a [E], &'a [E], usize) {
+        let block = self.table[position / self.layout.block_size] as usize;
+        let panel_len = self.layout.panel_len();
+        let start = block * self.layout.block_len() + self.kv_head * 2 * panel_len;
+        let k = &self.layer[start..start + panel_len];
+        let v = &self.layer[start + panel_len..][..panel_len + LANES];
+        (k, v, position % self.layout.block_size)
+    }
+
+    /// Locates `num_keys` keys from `start`, a multiple of 64, without copying.
+    ///
+    /// `k` is set for as many vectors of 16 keys as hold `num_keys`; lanes past `num_keys` are
+    /// inside of the block too, with whatever it holds.
+    pub(super) fn step(&self, start: usize, num_keys: usize) -> Step<E> {
+        debug_assert!(self.are_aligned() && num_keys <= STEP_KEYS);
+        let (block_size, head_dim) = (self.layout.block_size, self.layout.head_dim);
+        let mut k = [self.layer.as_ptr(); STEP_KEYS / LANES];
+        for (tile, k) in k.iter_mut().enumerate().take(num_keys.div_ceil(LANES)) {
+            let (panel, _, offset) = self.panels(start + tile * LANES);
+            // Offset + 16 <= block_size, since both are multiples of 16.
+            *k = panel[offset..].as_ptr();
+        }
+        let no_run = Run {
+            first: 0,
+            len: 0,
+            v: self.layer.as_ptr(),
+        };
+        let mut runs = [no_run; MAX_DIRECT_RUNS];
+        let (mut num_runs, mut first) = (0, 0);
+        while first < num_keys {
+            let (_, panel, offset) = self.panels(start + first);
+            let len = (block_size - offset).min(num_keys - first);
+            runs[num_runs] = Run {
+                first,
+                len,
+                v: panel[offset * head_dim..].as_ptr(),
+            };
+            num_runs += 1;
+            first += len;
+        }
+        Step {
+            k,
+            k_stride: block_size,
+            runs,
+            num_runs,
+        }
+    }
+
+    /// Copies `num_keys` keys and values from `start` to `stage`, as f32.
+    ///
+    /// Pays where many rows read a step of compressed pages, and makes blocks of any size look
+    /// the same to the kernels.
+    #[inline(always)]
+    pub(super) fn stage(&self, start: usize, num_keys: usize, stage: &mut Stage) -> Step<f32> {
+        let (block_size, head_dim) = (self.layout.block_size, self.layout.head_dim);
+        let mut first = 0;
+        while first < num_keys {
+            let (k, v, offset) = self.panels(start + first);
+            let len = (block_size - offset).min(num_keys - first);
+            for (d, row) in k.chunks_exact(block_size).enumerate() {
+                let to = &mut stage.k[d * STEP_KEYS + first..][..len];
+                for (to, from) in to.iter_mut().zip(&row[offset..offset + len]) {
+                    *to = from.to_f32();
+                }
+            }
+            let to = &mut stage.v[first * head_dim..][..len * head_dim];
+            for (to, from) in to.iter_mut().zip(&v[offset * head_dim..]) {
+                *to = from.to_f32();
+            }
+            first += len;
+        }
+        let run = Run {
+            first: 0,
+            len: num_keys,
+            v: stage.v.as_ptr(),
+        };
+        let tile = |i: usize| stage.k[i * LANES..].as_ptr();
+        Step {
+            k: [tile(0), tile(1), tile(2), tile(3)],
+            k_stride: STEP_KEYS,
+            runs: [run; MAX_DIRECT_RUNS],
+            num_runs: 1,
+        }
+    }
+}
+
+/// Keys and values of a step, copied out of their pages.
+#[derive(Default)]
+pub(super) struct Stage {
+    /// `[head_dim][64]`
+    k: Vec<f32>,
+    /// `[64][head_dim]`, and 16 more.
+    v: Vec<f32>,
+}
+
+impl Stage {
+    pub(super) fn resize(&mut self, head_dim: usize) {
+        self.k.resize(STEP_KEYS * head_dim, 0.0);
+        self.v.resize(STEP_KEYS * head_dim + LANES, 0.0);
+    }
+}

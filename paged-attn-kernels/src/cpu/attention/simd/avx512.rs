@@ -1,0 +1,150 @@
+//! One zmm register a vector.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::{Kernel, Simd};
+use crate::cpu::Isa;
+
+/// Proof that the machine has AVX-512 F, BW, DQ and VL, AVX2 and FMA.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// None where the machine has no such instructions.
+    pub(crate) fn new() -> Option<Self> {
+        Isa::Avx512.is_supported().then_some(Self(()))
+    }
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+
+    // 6 x 4 accumulators, 4 loads and a broadcast of the 32 registers.
+    const COLS: usize = 4;
+
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        fn call<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+            kernel.call(simd)
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { call(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::F {
+        // SAFETY: `p` is valid for 16 elements; `self` proves the features.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> Self::F {
+        // SAFETY: `p` is valid for 16 elements; `self` proves the features.
+        unsafe {
+            let raw = _mm256_loadu_si256(p.cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(raw)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::F) {
+        // SAFETY: `p` is valid for 16 elements; `self` proves the features.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)
+        }
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        }
+    }
+
+    #[inline(always)]
+    fn zero_where_less(self, v: Self::F, x: Self::F, limit: f32) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(limit));
+            _mm512_maskz_mov_ps(keep, v)
+        }
+    }
+
+    #[inline(always)]
+    fn keep_first(self, v: Self::F, n: usize, fill: f32) -> Self::F {
+        let keep = (1u32 << n.min(16)).wrapping_sub(1) as __mmask16;
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_mask_blend_ps(keep, _mm512_set1_ps(fill), v) }
+    }
+
+    #[inline(always)]
+    fn reduce_max(self, v: Self::F) -> f32 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let v = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            super::avx2::reduce_max_256(v)
+        }
+    }
+
+    #[inline(always)]
+    fn reduce_sum(self, v: Self::F) -> f32 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            super::avx2::reduce_sum_256(v)
+        }
+    }
+}
