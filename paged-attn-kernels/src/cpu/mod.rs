@@ -1,10 +1,12 @@
 //! The CPU back end: AVX-512, AVX2 and plain Rust, chosen at run time.
 
 mod disjoint;
+mod elementwise;
 mod isa;
 mod linear;
 mod pool;
 
+pub use elementwise::{Heads, RopeAngles, rms_norm, rms_norm_heads, rope, silu_mul};
 pub use isa::Isa;
 pub use linear::{Epilogue, LinearScratch, MatrixDtype, PackedMatrix, linear};
 pub use pool::ThreadPool;
