@@ -103,7 +103,9 @@ impl Scheduler {
         let sequence = &self.sequences[slot as usize];
         let available = self.blocks.num_available_blocks();
         let alone = self.running.is_empty();
-        let blocked = self.blocked.is_some_and(|(id, at)| id == sequence.id && available <= at);
+        let blocked = self
+            .blocked
+            .is_some_and(|(id, at)| id == sequence.id && available <= at);
         if blocked && !alone {
             return false;
         }

@@ -156,7 +156,11 @@ impl Scheduler {
         };
         let (stats, config) = (&self.stats, &self.config);
         if room(stats.num_queued, num_seqs, config.max_num_queued_requests)
-            && room(stats.num_queued_tokens, num_tokens, config.max_num_queued_tokens)
+            && room(
+                stats.num_queued_tokens,
+                num_tokens,
+                config.max_num_queued_tokens,
+            )
         {
             return Ok(());
         }

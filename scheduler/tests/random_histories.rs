@@ -18,7 +18,10 @@ enum Op {
     },
     Step,
     /// A step in which one sequence fails and one is aborted.
-    Mishap { fail: usize, abort: usize },
+    Mishap {
+        fail: usize,
+        abort: usize,
+    },
     Abort(usize),
 }
 

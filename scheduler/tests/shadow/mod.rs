@@ -44,7 +44,9 @@ fn extend(state: u64, token: TokenId) -> u64 {
 }
 
 fn hash(namespace: Namespace, tokens: &[TokenId]) -> u64 {
-    tokens.iter().fold(namespace.0, |state, &t| extend(state, t))
+    tokens
+        .iter()
+        .fold(namespace.0, |state, &t| extend(state, t))
 }
 
 impl Shadow {
@@ -95,14 +97,21 @@ impl Shadow {
         abort: impl Fn(usize) -> bool,
     ) -> Option<usize> {
         let Some(plan) = self.scheduler.schedule() else {
-            assert!(!self.scheduler.has_work(), "work waits and nothing progresses");
+            assert!(
+                !self.scheduler.has_work(),
+                "work waits and nothing progresses"
+            );
             return None;
         };
         let (step, num_tokens) = (plan.step, plan.num_tokens);
         self.check_budget();
         self.check_order();
         let results = self.execute(&fail);
-        let ids: Vec<_> = self.planned().into_iter().map(|planned| planned.id).collect();
+        let ids: Vec<_> = self
+            .planned()
+            .into_iter()
+            .map(|planned| planned.id)
+            .collect();
         for (i, id) in ids.into_iter().enumerate() {
             if abort(i) && self.mirrors.contains_key(&id) {
                 self.finish(id);
@@ -163,7 +172,9 @@ impl Shadow {
 
     fn is_decode(&self, id: SeqId) -> bool {
         let mirror = &self.mirrors[&id];
-        mirror.num_computed.is_some_and(|n| n + 1 == mirror.tokens.len())
+        mirror
+            .num_computed
+            .is_some_and(|n| n + 1 == mirror.tokens.len())
     }
 
     /// Does the step on the shadow memory, reading everything a model would read.
@@ -192,7 +203,10 @@ impl Shadow {
             assert_eq!(planned.sample, whole && tokens.len() < mirror.max_len);
             if !planned.scores.is_empty() {
                 assert!(mirror.score_prompt);
-                assert_eq!(planned.scores.start, mirror.num_scored, "reported once, in order");
+                assert_eq!(
+                    planned.scores.start, mirror.num_scored,
+                    "reported once, in order"
+                );
                 assert!(planned.scores.start >= planned.positions.start);
                 assert!(planned.scores.end <= planned.positions.end);
                 mirror.num_scored = planned.scores.end;
@@ -213,7 +227,10 @@ impl Shadow {
     fn take_in(&mut self, events: &[SeqEvent]) {
         for &event in events {
             match event {
-                SeqEvent::PromptComputed { id, num_cached_tokens } => {
+                SeqEvent::PromptComputed {
+                    id,
+                    num_cached_tokens,
+                } => {
                     let mirror = self.mirrors.get_mut(&id).expect("alive");
                     assert!(!core::mem::replace(&mut mirror.prompt_reported, true));
                     assert!(num_cached_tokens < mirror.num_prompt);
@@ -244,7 +261,11 @@ impl Shadow {
         let manager = self.scheduler.block_manager();
         manager.check().unwrap();
         let stats = self.scheduler.stats();
-        assert_eq!(manager.stats().num_tables, stats.num_running, "a table leaked");
+        assert_eq!(
+            manager.stats().num_tables,
+            stats.num_running,
+            "a table leaked"
+        );
         if self.scheduler.plan().is_none() {
             let alive = self.mirrors.len();
             assert_eq!(stats.num_running + stats.num_waiting, alive);
