@@ -330,7 +330,7 @@ fn a_failure_ends_one_sequence_only() {
 fn steps_do_not_allocate_once_everybody_runs() {
     let mut s = scheduler(4096, Config::default());
     for i in 0..64 {
-        s.add(seq(i * 100..i * 100 + 20, 200)).unwrap();
+        s.add(seq(i * 100..i * 100 + 20, 230)).unwrap();
     }
     let mut results = Vec::with_capacity(64);
     let mut events = Vec::with_capacity(256);
