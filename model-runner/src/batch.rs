@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::error::RunError;
 use crate::{SamplingParams, TokenId};
 
 /// Everything a step computes: token ranges of several sequences, side by side.
@@ -36,6 +37,74 @@ pub struct Batch {
     pub table_offsets: Vec<u32>,
     /// Rows whose logits are wanted and what for, in ascending row order.
     pub outputs: Vec<OutputRow>,
+}
+
+impl Batch {
+    /// Empties every field and keeps its memory.
+    pub fn clear(&mut self) {
+        self.step = 0;
+        self.copies.clear();
+        self.tokens.clear();
+        self.positions.clear();
+        self.slots.clear();
+        self.row_offsets.clear();
+        self.context_lens.clear();
+        self.block_tables.clear();
+        self.table_offsets.clear();
+        self.outputs.clear();
+    }
+
+    /// Checks that the fields agree with each other: a slot must be the one its position has in
+    /// its sequence's block table.
+    ///
+    /// # Errors
+    /// [`RunError::Batch`] names the field.
+    pub fn check(&self, block_size: usize) -> Result<(), RunError> {
+        let fail = |field, reason: String| Err(RunError::Batch { field, reason });
+        let (num_tokens, num_seqs) = (self.tokens.len(), self.context_lens.len());
+        for (field, offsets, end) in [
+            ("row_offsets", &self.row_offsets, num_tokens),
+            ("table_offsets", &self.table_offsets, self.block_tables.len()),
+        ] {
+            if offsets.len() != num_seqs + 1
+                || offsets[0] != 0
+                || !offsets.is_sorted()
+                || offsets[num_seqs] as usize != end
+            {
+                return fail(field, format!("not {} ascending offsets to {end}", num_seqs + 1));
+            }
+        }
+        for (field, len) in [("positions", self.positions.len()), ("slots", self.slots.len())] {
+            if len != num_tokens {
+                return fail(field, format!("{len} entries for {num_tokens} tokens"));
+            }
+        }
+        for s in 0..num_seqs {
+            let rows = self.row_offsets[s] as usize..self.row_offsets[s + 1] as usize;
+            let table = self.table_offsets[s] as usize..self.table_offsets[s + 1] as usize;
+            let table = &self.block_tables[table];
+            let context = self.context_lens[s] as usize;
+            if rows.len() > context {
+                return fail("context_lens", format!("{context} for {} rows", rows.len()));
+            }
+            for (row, position) in rows.clone().zip(context - rows.len()..) {
+                let block = table.get(position / block_size);
+                let slot = block.map(|b| *b as usize * block_size + position % block_size);
+                if self.positions[row] as usize != position {
+                    let found = self.positions[row];
+                    return fail("positions", format!("row {row} is at {found}, not {position}"));
+                }
+                if slot != Some(self.slots[row] as usize) {
+                    let found = self.slots[row];
+                    return fail("slots", format!("row {row} goes to {found}, not {slot:?}"));
+                }
+            }
+        }
+        match self.outputs.iter().find(|output| output.row as usize >= num_tokens) {
+            Some(output) => fail("outputs", format!("row {} of {num_tokens}", output.row)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A row whose logits are computed.
@@ -83,7 +152,7 @@ pub struct TokenLogprobs {
 }
 
 /// Outcome of one [`OutputRow`], in the same order.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct RowOutput {
     /// The token drawn, or the token scored.
     pub token: TokenId,

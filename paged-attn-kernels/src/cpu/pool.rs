@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use super::disjoint::DisjointSlice;
+
 const OPEN: u64 = 1 << 16;
 const INSIDE: u64 = OPEN - 1;
 const EPOCH: u64 = 1 << 17;
@@ -136,6 +138,24 @@ impl ThreadPool {
         if let Err(payload) = outcome {
             resume_unwind(payload);
         }
+    }
+
+    /// Calls `task(worker, index, item)` once for every item, each item with one task.
+    ///
+    /// # Panics
+    /// As [`for_each`](Self::for_each).
+    pub fn for_each_mut<T: Send>(
+        &self,
+        items: &mut [T],
+        task: impl Fn(usize, usize, &mut T) + Sync,
+    ) {
+        let num_tasks = items.len();
+        let items = DisjointSlice::new(items);
+        self.for_each_with_worker(num_tasks, |worker, index| {
+            // SAFETY: every index is handed out once.
+            let item = unsafe { items.part(index..index + 1) };
+            task(worker, index, &mut item[0]);
+        });
     }
 
     fn run(&self, num_tasks: usize, task: &Task<'_>) {
@@ -290,6 +310,13 @@ mod tests {
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    #[test]
+    fn every_item_is_changed_by_its_own_task() {
+        let mut items: Vec<usize> = vec![7; 100];
+        ThreadPool::new(3).for_each_mut(&mut items, |_, index, item| *item += index);
+        assert!(items.iter().enumerate().all(|(index, item)| *item == 7 + index));
     }
 
     #[test]

@@ -1,0 +1,272 @@
+//! The CPU back end: f32 activations in memory, matrices packed for the kernels.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use pageloom_paged_attn_kernels::cpu::{
+    AttendArgs, AttendBatch, AttendPlan, Epilogue, Heads, Isa, LinearScratch, MatrixDtype,
+    PackedMatrix, RopeAngles, ThreadPool, attend, copy_blocks, linear, rms_norm, rms_norm_heads,
+    rope, silu_mul, write_kv,
+};
+use pageloom_paged_attn_kernels::{CacheLayout, KernelError, KvCache, Rows, RowsMut};
+
+use super::{Backend, Linear, QkvLayout};
+use crate::batch::Batch;
+use crate::error::RunError;
+use crate::weights::{LoadError, Tensor, WeightType};
+
+/// How matrices are kept in memory. Sums are f32 whatever the choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightDtype {
+    /// f32 where the file has f32 matrices, bf16 otherwise.
+    #[default]
+    Auto,
+    /// 4 bytes a weight, exact.
+    F32,
+    /// 2 bytes a weight, rounded to nearest even: half the memory to read for each token.
+    Bf16,
+}
+
+/// Activations, `[num_rows, width]`, dense.
+pub struct CpuRows {
+    pub(crate) data: Vec<f32>,
+    pub(crate) width: usize,
+}
+
+/// CPU threads, their kernels, and the KV cache they work on.
+pub struct CpuBackend {
+    pool: Arc<ThreadPool>,
+    isa: Isa,
+    dtype: WeightDtype,
+    inverse_frequencies: Vec<f32>,
+    num_heads: usize,
+    cache: Option<KvCache>,
+    plan: AttendPlan,
+    angles: RopeAngles,
+    scratch: LinearScratch,
+}
+
+impl CpuBackend {
+    /// A back end without a cache, which can load weights.
+    ///
+    /// `inverse_frequencies`: `[head_dim / 2]`, radians a position.
+    pub fn new(
+        num_threads: usize,
+        dtype: WeightDtype,
+        num_heads: usize,
+        inverse_frequencies: Vec<f32>,
+    ) -> Self {
+        CpuBackend {
+            pool: Arc::new(ThreadPool::new(num_threads)),
+            isa: Isa::detect(),
+            dtype,
+            inverse_frequencies,
+            num_heads,
+            cache: None,
+            plan: AttendPlan::new(),
+            angles: RopeAngles::default(),
+            scratch: LinearScratch::default(),
+        }
+    }
+
+    /// Reserves the KV cache. Memory is taken as blocks are first written.
+    ///
+    /// # Errors
+    /// [`KernelError`] if the layout is not supported or memory is short.
+    pub fn allocate_cache(&mut self, layout: CacheLayout) -> Result<(), KernelError> {
+        self.cache = Some(KvCache::new(layout)?);
+        Ok(())
+    }
+
+    /// The threads, for work beside the operations: sampling.
+    pub fn pool(&self) -> &Arc<ThreadPool> {
+        &self.pool
+    }
+
+    fn matrix_dtype(&self, parts: &[Tensor<'_>]) -> MatrixDtype {
+        match self.dtype {
+            WeightDtype::F32 => MatrixDtype::F32,
+            WeightDtype::Bf16 => MatrixDtype::Bf16,
+            WeightDtype::Auto if parts.iter().any(|part| part.dtype() == WeightType::F32) => {
+                MatrixDtype::F32
+            }
+            WeightDtype::Auto => MatrixDtype::Bf16,
+        }
+    }
+
+    fn cache_mut(cache: &mut Option<KvCache>) -> Result<&mut KvCache, RunError> {
+        cache.as_mut().ok_or(RunError::NoCache)
+    }
+}
+
+impl Backend for CpuBackend {
+    type Matrix = PackedMatrix;
+    type Vector = Vec<f32>;
+    type Rows = CpuRows;
+
+    fn load_matrix(&self, parts: &[Tensor<'_>]) -> Result<PackedMatrix, LoadError> {
+        let cols = parts.first().map_or(0, Tensor::cols);
+        let rows = parts.iter().map(Tensor::rows).sum();
+        let read_row = |mut row: usize, out: &mut [f32]| {
+            for part in parts {
+                if row < part.rows() {
+                    part.read_row(row, out);
+                    break;
+                }
+                row -= part.rows();
+            }
+            Ok::<(), Infallible>(())
+        };
+        let dtype = self.matrix_dtype(parts);
+        match PackedMatrix::pack(&self.pool, (rows, cols), dtype, read_row) {
+            Ok(matrix) => Ok(matrix),
+            Err(never) => match never {},
+        }
+    }
+
+    fn matrix_bytes(matrix: &PackedMatrix) -> u64 {
+        matrix.num_bytes() as u64
+    }
+
+    fn load_vector(&self, parts: &[Tensor<'_>]) -> Result<Vec<f32>, LoadError> {
+        let mut vector = Vec::new();
+        for part in parts {
+            let start = vector.len();
+            vector.resize(start + part.cols(), 0.0);
+            part.read_row(0, &mut vector[start..]);
+        }
+        Ok(vector)
+    }
+
+    fn rows(&self, width: usize) -> CpuRows {
+        CpuRows { data: Vec::new(), width }
+    }
+
+    fn set_num_rows(&self, rows: &mut CpuRows, num_rows: usize) {
+        rows.data.resize(num_rows * rows.width, 0.0);
+    }
+
+    fn begin(&mut self, batch: &Batch) -> Result<(), RunError> {
+        let cache = Self::cache_mut(&mut self.cache)?;
+        let work = AttendBatch {
+            query_offsets: &batch.row_offsets,
+            context_lens: &batch.context_lens,
+            block_tables: &batch.block_tables,
+            table_offsets: &batch.table_offsets,
+        };
+        self.plan.plan(cache.layout(), self.num_heads, &work, self.pool.num_threads())?;
+        self.angles.compute(&batch.positions, &self.inverse_frequencies);
+        copy_blocks(&self.pool, cache, &batch.copies)?;
+        Ok(())
+    }
+
+    fn embed(
+        &mut self,
+        batch: &Batch,
+        table: &PackedMatrix,
+        out: &mut CpuRows,
+    ) -> Result<(), RunError> {
+        for (&token, row) in batch.tokens.iter().zip(out.data.chunks_exact_mut(out.width)) {
+            if token as usize >= table.rows() {
+                let reason = format!("{token} is not below the vocabulary's {}", table.rows());
+                return Err(RunError::Batch { field: "tokens", reason });
+            }
+            table.read_row(token as usize, row);
+        }
+        Ok(())
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: &CpuRows,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut CpuRows,
+    ) -> Result<(), RunError> {
+        Ok(rms_norm(&self.pool, &x.data, weight, eps, &mut out.data)?)
+    }
+
+    fn linear(
+        &mut self,
+        x: &CpuRows,
+        w: &Linear<Self>,
+        out: &mut CpuRows,
+    ) -> Result<(), RunError> {
+        let epilogue = w.bias.as_deref().map_or(Epilogue::Store, Epilogue::Bias);
+        let scratch = &mut self.scratch;
+        linear(&self.pool, self.isa, scratch, &x.data, &w.weight, epilogue, &mut out.data)?;
+        Ok(())
+    }
+
+    fn linear_add(
+        &mut self,
+        x: &CpuRows,
+        w: &PackedMatrix,
+        out: &mut CpuRows,
+    ) -> Result<(), RunError> {
+        let scratch = &mut self.scratch;
+        linear(&self.pool, self.isa, scratch, &x.data, w, Epilogue::Add, &mut out.data)?;
+        Ok(())
+    }
+
+    fn rms_norm_heads(
+        &mut self,
+        x: &mut CpuRows,
+        heads: Heads,
+        weight: &Vec<f32>,
+        eps: f32,
+    ) -> Result<(), RunError> {
+        Ok(rms_norm_heads(&self.pool, &mut x.data, x.width, heads, weight, eps)?)
+    }
+
+    fn rope(&mut self, qkv: &mut CpuRows, layout: QkvLayout) -> Result<(), RunError> {
+        // Query and key heads lie side by side: one pass rotates both.
+        let num_heads = layout.num_heads + layout.num_kv_heads;
+        let heads = Heads { offset: 0, num_heads, head_dim: layout.head_dim };
+        Ok(rope(&self.pool, &mut qkv.data, qkv.width, heads, &self.angles)?)
+    }
+
+    fn attend(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        qkv: &CpuRows,
+        layout: QkvLayout,
+        out: &mut CpuRows,
+    ) -> Result<(), RunError> {
+        let cache = Self::cache_mut(&mut self.cache)?;
+        if batch.tokens.is_empty() {
+            return Ok(());
+        }
+        let columns = |heads: Heads| Rows::new(&qkv.data[heads.offset..], qkv.width);
+        let (k, v) = (columns(layout.k()), columns(layout.v()));
+        write_kv(&self.pool, cache, layer, &batch.slots, k, v)?;
+        let args = AttendArgs {
+            layer,
+            q: columns(layout.q()),
+            out: RowsMut::new(&mut out.data, out.width),
+            scale: 1.0 / (layout.head_dim as f32).sqrt(),
+        };
+        Ok(attend(&self.pool, cache, &mut self.plan, args)?)
+    }
+
+    fn silu_mul(&mut self, gate_up: &CpuRows, out: &mut CpuRows) -> Result<(), RunError> {
+        Ok(silu_mul(&self.pool, &gate_up.data, out.width, &mut out.data)?)
+    }
+
+    fn gather(
+        &mut self,
+        x: &CpuRows,
+        rows: impl ExactSizeIterator<Item = u32>,
+        out: &mut CpuRows,
+    ) -> Result<(), RunError> {
+        for (row, out) in rows.zip(out.data.chunks_exact_mut(x.width)) {
+            let source = x.data.chunks_exact(x.width).nth(row as usize).ok_or_else(|| {
+                let reason = format!("row {row} of {}", x.data.len() / x.width);
+                RunError::Batch { field: "outputs", reason }
+            })?;
+            out.copy_from_slice(source);
+        }
+        Ok(())
+    }
+}

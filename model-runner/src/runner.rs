@@ -1,0 +1,164 @@
+//! A loaded model and the memory it runs in.
+
+use std::sync::{Mutex, PoisonError};
+
+use pageloom_paged_attn_kernels::{CacheLayout, KvDtype};
+
+use crate::batch::{Batch, RowOutput, StepOutput};
+use crate::error::RunError;
+use crate::models::{Activations, Llama};
+use crate::ops::{Backend, CpuBackend, CpuRows, WeightDtype};
+use crate::sampling::Sampler;
+use crate::weights::{Checkpoint, LoadError, ModelConfig};
+
+/// Rows whose logits are computed at once: bounds their memory to 64 times the vocabulary.
+const LOGIT_ROWS: usize = 64;
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// How matrices are kept in memory.
+    pub dtype: WeightDtype,
+    /// Threads that compute, the caller's included.
+    pub num_threads: usize,
+}
+
+impl Default for LoadOptions {
+    /// Every core, weights as [`WeightDtype::Auto`].
+    fn default() -> Self {
+        let num_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        LoadOptions { dtype: WeightDtype::Auto, num_threads }
+    }
+}
+
+/// A model with its weights in memory, ready to be given a KV cache.
+pub struct Model {
+    config: ModelConfig,
+    backend: CpuBackend,
+    decoder: Llama<CpuBackend>,
+}
+
+impl Model {
+    /// Reads and packs the weights of a checkpoint, on all threads.
+    ///
+    /// # Errors
+    /// [`LoadError`] names the file and the tensor.
+    pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Model, LoadError> {
+        let config = checkpoint.config().clone();
+        let frequencies = config.inv_freq();
+        let backend =
+            CpuBackend::new(options.num_threads, options.dtype, config.num_heads, frequencies);
+        let decoder = Llama::load(&backend, checkpoint)?;
+        Ok(Model { config, backend, decoder })
+    }
+
+    /// Shape of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Memory the weights take, in bytes.
+    pub fn weight_bytes(&self) -> u64 {
+        self.decoder.weight_bytes()
+    }
+
+    /// Memory one KV block takes over all layers, in bytes.
+    ///
+    /// # Errors
+    /// [`RunError::Kernel`] if the kernels do not support the block size or the model's heads.
+    pub fn kv_bytes_per_block(
+        &self,
+        block_size: usize,
+        kv_dtype: KvDtype,
+    ) -> Result<u64, RunError> {
+        let layout = self.cache_layout(&RunnerConfig { block_size, num_blocks: 1, kv_dtype });
+        Ok(layout.bytes_per_block()? as u64)
+    }
+
+    fn cache_layout(&self, config: &RunnerConfig) -> CacheLayout {
+        CacheLayout {
+            num_layers: self.config.num_layers,
+            num_blocks: config.num_blocks,
+            block_size: config.block_size,
+            num_kv_heads: self.config.num_kv_heads,
+            head_dim: self.config.head_dim,
+            dtype: config.kv_dtype,
+        }
+    }
+}
+
+/// Shape of the KV cache a runner works on.
+#[derive(Debug, Clone, Copy)]
+pub struct RunnerConfig {
+    /// Tokens a block.
+    pub block_size: usize,
+    /// Blocks in the pool.
+    pub num_blocks: usize,
+    /// Number format of keys and values.
+    pub kv_dtype: KvDtype,
+}
+
+/// Runs steps on the CPU.
+pub struct CpuRunner {
+    model: Model,
+    activations: Activations<CpuBackend>,
+    logits: CpuRows,
+    /// One a thread, each used by its own thread alone.
+    samplers: Vec<Mutex<Sampler>>,
+    block_size: usize,
+}
+
+impl CpuRunner {
+    /// Gives a model its KV cache. Memory is taken as blocks are first written.
+    ///
+    /// # Errors
+    /// [`RunError::Kernel`] if the layout is not supported or memory is short.
+    pub fn new(mut model: Model, config: RunnerConfig) -> Result<CpuRunner, RunError> {
+        let layout = model.cache_layout(&config);
+        model.backend.allocate_cache(layout)?;
+        let num_threads = model.backend.pool().num_threads();
+        Ok(CpuRunner {
+            activations: model.decoder.activations(&model.backend, &model.config),
+            logits: model.backend.rows(model.config.vocab_size),
+            samplers: (0..num_threads).map(|_| Mutex::new(Sampler::new())).collect(),
+            block_size: config.block_size,
+            model,
+        })
+    }
+
+    /// Shape of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.model.config
+    }
+
+    /// Computes one step: copies, forward pass, logits, sampling.
+    ///
+    /// `out` is overwritten. A row whose logits are not numbers fails alone, in `out`.
+    ///
+    /// # Errors
+    /// [`RunError`] if the batch contradicts itself, the model or the cache. The caches of the
+    /// batch's own sequences are unspecified then; those of other sequences are intact.
+    pub fn run(&mut self, batch: &Batch, out: &mut StepOutput) -> Result<(), RunError> {
+        out.step = batch.step;
+        out.rows.clear();
+        batch.check(self.block_size)?;
+        let Model { backend, decoder, .. } = &mut self.model;
+        decoder.forward(backend, batch, &mut self.activations)?;
+        for wanted in batch.outputs.chunks(LOGIT_ROWS) {
+            let rows = wanted.iter().map(|output| output.row);
+            decoder.logits(backend, &mut self.activations, rows, &mut self.logits)?;
+            let first = out.rows.len();
+            out.rows.resize(first + wanted.len(), Ok(RowOutput::default()));
+            let (logits, samplers) = (&self.logits, &self.samplers);
+            backend.pool().for_each_mut(&mut out.rows[first..], |worker, i, result| {
+                let output = &wanted[i];
+                let logits = &logits.data[i * logits.width..(i + 1) * logits.width];
+                let position = batch.positions[output.row as usize];
+                // Nobody else wants this lock: a worker runs one task at a time.
+                let mut sampler = samplers[worker].lock().unwrap_or_else(PoisonError::into_inner);
+                *result = sampler.output(logits, position, &output.want);
+            });
+        }
+        Ok(())
+    }
+}
