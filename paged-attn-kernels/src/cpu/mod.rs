@@ -1,11 +1,15 @@
 //! The CPU back end: AVX-512, AVX2 and plain Rust, chosen at run time.
 
+mod attention;
+mod blocks;
 mod disjoint;
 mod elementwise;
 mod isa;
 mod linear;
 mod pool;
 
+pub use attention::{AttendArgs, AttendBatch, AttendPlan, attend};
+pub use blocks::{copy_blocks, write_kv};
 pub use elementwise::{Heads, RopeAngles, rms_norm, rms_norm_heads, rope, silu_mul};
 pub use isa::Isa;
 pub use linear::{Epilogue, LinearScratch, MatrixDtype, PackedMatrix, linear};

@@ -220,7 +220,8 @@ pub(super) unsafe fn scores<S: Simd, E: Lanes>(
             scores: args.scores.wrapping_add(tile * LANES),
             ..args
         };
-        by_shape!(rows, cols, |R, C| simd.vectorize(ScoreTile::<E, R, C>(args)));
+        by_shape!(rows, cols, |R, C| simd
+            .vectorize(ScoreTile::<E, R, C>(args)));
         tile += cols;
     }
 }
@@ -230,11 +231,7 @@ pub(super) unsafe fn scores<S: Simd, E: Lanes>(
 /// # Safety
 /// [`ValueArgs`] with R = `rows` (1 to 6).
 #[inline(always)]
-pub(super) unsafe fn add_values<S: Simd, E: Lanes>(
-    simd: S,
-    rows: usize,
-    args: ValueArgs<'_, E>,
-) {
+pub(super) unsafe fn add_values<S: Simd, E: Lanes>(simd: S, rows: usize, args: ValueArgs<'_, E>) {
     let num_columns = args.acc_stride / LANES;
     let mut column = 0;
     while column < num_columns {

@@ -35,7 +35,7 @@ impl<E> Step<E> {
 impl<'a, E: Lanes> Pages<'a, E> {
     /// Whether vectors of 16 keys never straddle blocks, so that pages can be read in place.
     pub(super) fn are_aligned(&self) -> bool {
-        self.layout.block_size % LANES == 0
+        self.layout.block_size.is_multiple_of(LANES)
     }
 
     /// The K panel (`[head_dim][block_size]`) and V panel (`[block_size][head_dim]`, and at least

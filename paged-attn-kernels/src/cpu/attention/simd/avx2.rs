@@ -180,6 +180,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn first(self, v: Self::F) -> f32 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_cvtss_f32(v.0) }
+    }
+
+    #[inline(always)]
     fn reduce_max(self, v: Self::F) -> f32 {
         // SAFETY: `self` proves the features.
         unsafe { reduce_max_256(_mm256_max_ps(v.0, v.1)) }

@@ -100,9 +100,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn round(self, a: Self::F) -> Self::F {
         // SAFETY: `self` proves the features.
-        unsafe {
-            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)
-        }
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
 
     #[inline(always)]
@@ -128,6 +126,12 @@ impl Simd for Avx512 {
         let keep = (1u32 << n.min(16)).wrapping_sub(1) as __mmask16;
         // SAFETY: `self` proves the features.
         unsafe { _mm512_mask_blend_ps(keep, _mm512_set1_ps(fill), v) }
+    }
+
+    #[inline(always)]
+    fn first(self, v: Self::F) -> f32 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_cvtss_f32(v) }
     }
 
     #[inline(always)]

@@ -34,7 +34,7 @@ const EXP2_MIN: f32 = -126.0;
 /// Coefficients of q in 2^f = 1 + f q(f) for f in [-0.5, 0.5]: minimax in relative error (2.0e-9
 /// before rounding), fitted by iteratively reweighted least squares.
 const EXP2_Q: [f32; 6] = [
-    0.693_147_2,
+    std::f32::consts::LN_2,
     0.240_226_48,
     0.055_503_324,
     0.009_618_437,
@@ -80,6 +80,8 @@ pub(crate) trait Simd: Copy {
     fn zero_where_less(self, v: Self::F, x: Self::F, limit: f32) -> Self::F;
     /// `v` with `fill` in the lanes from `n` on.
     fn keep_first(self, v: Self::F, n: usize, fill: f32) -> Self::F;
+    /// Lane 0.
+    fn first(self, v: Self::F) -> f32;
     /// Maximum over the lanes.
     fn reduce_max(self, v: Self::F) -> f32;
     /// Sum over the lanes, by halves: lane i with i + 8, then i + 4, i + 2, i + 1.
@@ -204,12 +206,10 @@ mod tests {
         x[6] = -1.0;
         for isa in Isa::all_supported() {
             let y = exp2(isa, x);
-            assert_eq!(y[..4].iter().map(|y| y.to_bits()).collect::<Vec<_>>(), [
-                1.0f32.to_bits(),
-                0,
-                0,
-                0
-            ]);
+            assert_eq!(
+                y[..4].iter().map(|y| y.to_bits()).collect::<Vec<_>>(),
+                [1.0f32.to_bits(), 0, 0, 0]
+            );
             assert!(y[4].is_nan());
             assert_eq!(y[5], f32::MIN_POSITIVE);
             assert_eq!(y[6], 0.5);
@@ -225,13 +225,18 @@ mod tests {
             // SAFETY: the array holds 16 lanes.
             let v = unsafe { simd.load(self.0.as_ptr()) };
             let kept = simd.keep_first(v, self.1, -1.0);
-            (simd.reduce_sum(v), simd.reduce_max(v), simd.reduce_sum(kept))
+            (
+                simd.reduce_sum(v),
+                simd.reduce_max(v),
+                simd.reduce_sum(kept),
+            )
         }
     }
 
     #[test]
     fn operations_across_lanes_are_the_same_on_every_instruction_set() {
-        let v: [f32; LANES] = std::array::from_fn(|i| (i as f32 * 1.7).sin() * 1e3f32.powi(i as i32 % 3));
+        let v: [f32; LANES] =
+            std::array::from_fn(|i| (i as f32 * 1.7).sin() * 1e3f32.powi(i as i32 % 3));
         for n in 0..=LANES {
             let mut kept = v;
             kept[n..].fill(-1.0);

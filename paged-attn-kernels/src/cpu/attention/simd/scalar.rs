@@ -133,11 +133,20 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn first(self, v: Self::F) -> f32 {
+        v[0]
+    }
+
+    #[inline(always)]
     fn reduce_max(self, v: Self::F) -> f32 {
         let mut v = v;
         for half in [8, 4, 2, 1] {
             for i in 0..half {
-                v[i] = if v[i] > v[i + half] { v[i] } else { v[i + half] };
+                v[i] = if v[i] > v[i + half] {
+                    v[i]
+                } else {
+                    v[i + half]
+                };
             }
         }
         v[0]

@@ -1,0 +1,327 @@
+//! The work list of a step: made once on the host, run by every layer.
+
+use super::item::{MAX_ITEM_ROWS, QueryRows, SEGMENT_KEYS, partial_len};
+use super::micro::MAX_ROWS;
+use super::scratch::Scratch;
+use crate::cpu::Isa;
+use crate::{CacheLayout, KernelError};
+
+/// Items a thread should get so that the last ones to finish do not leave others idle for long.
+const ITEMS_PER_THREAD: usize = 4;
+
+/// Fewest query rows an item is cut down to for the sake of balance.
+const MIN_ITEM_ROWS: usize = 24;
+
+/// The sequences of a step: query rows and the keys they see.
+///
+/// Sequence `s` has query rows `query_offsets[s]..query_offsets[s + 1]` of `q` and `out`: one for
+/// a decode, several for a prefill chunk. Its last row sees `context_lens[s]` keys, its own
+/// included; each row before sees one less. Its blocks are
+/// `block_tables[table_offsets[s]..table_offsets[s + 1]]`, in the order of its tokens; there may
+/// be more than the context needs.
+#[derive(Debug, Clone, Copy)]
+pub struct AttendBatch<'a> {
+    /// `num_seqs + 1` ascending offsets from 0.
+    pub query_offsets: &'a [u32],
+    /// `num_seqs` key counts, each at least the sequence's number of query rows.
+    pub context_lens: &'a [u32],
+    /// Block ids of all sequences, one after another.
+    pub block_tables: &'a [u32],
+    /// `num_seqs + 1` ascending offsets into `block_tables`.
+    pub table_offsets: &'a [u32],
+}
+
+/// What the items are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PlanShape {
+    pub(super) layout: CacheLayout,
+    pub(super) num_heads: usize,
+    pub(super) num_tokens: usize,
+}
+
+/// A validated sequence.
+#[derive(Clone, Copy)]
+pub(super) struct Sequence {
+    /// Its blocks in the plan's tables.
+    pub(super) table_start: usize,
+    pub(super) num_blocks: usize,
+    /// Its first query row in the batch.
+    pub(super) query_start: usize,
+    num_queries: usize,
+    context_len: usize,
+}
+
+/// A unit of work; see [`super::item`].
+#[derive(Clone, Copy)]
+pub(super) struct WorkItem {
+    pub(super) sequence: usize,
+    pub(super) kv_head: usize,
+    pub(super) rows: QueryRows,
+    pub(super) first_segment: usize,
+    pub(super) end_segment: usize,
+    /// Where the sums of its segment 0 go, if others take part in the same rows.
+    pub(super) partials: Option<usize>,
+}
+
+impl WorkItem {
+    /// Multiplications, in arbitrary units.
+    fn cost(&self) -> usize {
+        let keys = self.rows.max_visible().min(self.end_segment * SEGMENT_KEYS)
+            - self.first_segment * SEGMENT_KEYS;
+        // A tile of few rows is bound by reading keys; one of more by arithmetic.
+        (self.rows.len().div_ceil(MAX_ROWS)) * keys
+    }
+
+    fn num_segments(&self) -> usize {
+        self.end_segment - self.first_segment
+    }
+}
+
+/// The work of one step, for any of a model's layers.
+///
+/// Keeps its buffers from step to step, so planning and running allocate nothing once the largest
+/// step has been seen.
+pub struct AttendPlan {
+    pub(super) isa: Isa,
+    pub(super) shape: Option<PlanShape>,
+    pub(super) block_tables: Vec<u32>,
+    pub(super) sequences: Vec<Sequence>,
+    pub(super) items: Vec<WorkItem>,
+    /// Whole items of those that were split; merged when all items are done.
+    pub(super) merges: Vec<WorkItem>,
+    pub(super) partials: Vec<f32>,
+    pub(super) scratch: Vec<Scratch>,
+}
+
+impl AttendPlan {
+    /// An empty plan for the widest instruction set of this machine.
+    pub fn new() -> Self {
+        Self::empty(Isa::detect())
+    }
+
+    /// As [`new`](Self::new), for a given instruction set.
+    ///
+    /// # Errors
+    /// [`KernelError::IsaUnsupported`].
+    pub fn with_isa(isa: Isa) -> Result<Self, KernelError> {
+        if !isa.is_supported() {
+            return Err(KernelError::IsaUnsupported { isa: isa.name() });
+        }
+        Ok(Self::empty(isa))
+    }
+
+    fn empty(isa: Isa) -> Self {
+        Self {
+            isa,
+            shape: None,
+            block_tables: Vec::new(),
+            sequences: Vec::new(),
+            items: Vec::new(),
+            merges: Vec::new(),
+            partials: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Replaces the work by that of a new step.
+    ///
+    /// `num_heads` query heads, a multiple of the layout's key-value heads. `num_threads` is how
+    /// many the work should keep busy; it changes no bit of any result.
+    ///
+    /// # Errors
+    /// Those of [`CacheLayout::validate`], [`KernelError::HeadGroups`], [`KernelError::Offsets`],
+    /// [`KernelError::ContextTooShort`], [`KernelError::TableTooShort`] or [`KernelError::Block`];
+    /// the plan is then empty and refuses to run.
+    pub fn plan(
+        &mut self,
+        layout: &CacheLayout,
+        num_heads: usize,
+        batch: &AttendBatch<'_>,
+        num_threads: usize,
+    ) -> Result<(), KernelError> {
+        self.shape = None;
+        self.block_tables.clear();
+        self.sequences.clear();
+        self.items.clear();
+        self.merges.clear();
+        layout.validate()?;
+        if num_heads == 0 || !num_heads.is_multiple_of(layout.num_kv_heads) {
+            return Err(KernelError::HeadGroups {
+                num_heads,
+                num_kv_heads: layout.num_kv_heads,
+            });
+        }
+        let num_seqs = batch.context_lens.len();
+        let num_tables = batch.block_tables.len();
+        check_offsets(
+            "query_offsets",
+            batch.query_offsets,
+            num_seqs,
+            u32::MAX as usize,
+        )?;
+        check_offsets("table_offsets", batch.table_offsets, num_seqs, num_tables)?;
+        for s in 0..num_seqs {
+            self.add_sequence(layout, batch, s)?;
+        }
+        let group = num_heads / layout.num_kv_heads;
+        self.cut_into_items(layout, group, num_threads.max(1));
+        self.shape = Some(PlanShape {
+            layout: *layout,
+            num_heads,
+            num_tokens: batch.query_offsets[num_seqs] as usize,
+        });
+        Ok(())
+    }
+
+    /// Query rows of the step.
+    pub fn num_tokens(&self) -> usize {
+        self.shape.map_or(0, |shape| shape.num_tokens)
+    }
+
+    fn add_sequence(
+        &mut self,
+        layout: &CacheLayout,
+        batch: &AttendBatch<'_>,
+        s: usize,
+    ) -> Result<(), KernelError> {
+        let queries = batch.query_offsets[s] as usize..batch.query_offsets[s + 1] as usize;
+        let table = batch.table_offsets[s] as usize..batch.table_offsets[s + 1] as usize;
+        let table = &batch.block_tables[table];
+        let context_len = batch.context_lens[s] as usize;
+        if context_len < queries.len() {
+            return Err(KernelError::ContextTooShort {
+                sequence: s,
+                num_queries: queries.len(),
+                context_len,
+            });
+        }
+        let num_blocks = context_len.div_ceil(layout.block_size);
+        let Some(table) = table.get(..num_blocks) else {
+            return Err(KernelError::TableTooShort {
+                sequence: s,
+                num_blocks: table.len(),
+                block_size: layout.block_size,
+                context_len,
+            });
+        };
+        if let Some(&block) = table.iter().find(|&&b| b as usize >= layout.num_blocks) {
+            return Err(KernelError::Block {
+                block,
+                num_blocks: layout.num_blocks,
+            });
+        }
+        self.sequences.push(Sequence {
+            table_start: self.block_tables.len(),
+            num_blocks,
+            query_start: queries.start,
+            num_queries: queries.len(),
+            context_len,
+        });
+        self.block_tables.extend_from_slice(table);
+        Ok(())
+    }
+
+    fn cut_into_items(&mut self, layout: &CacheLayout, group: usize, num_threads: usize) {
+        let num_rows = |seq: &Sequence| seq.num_queries * group;
+        let all_rows: usize = self.sequences.iter().map(num_rows).sum();
+        let wanted_items = num_threads * ITEMS_PER_THREAD;
+        let most_rows = (all_rows * layout.num_kv_heads / wanted_items)
+            .clamp(MIN_ITEM_ROWS, MAX_ITEM_ROWS)
+            .next_multiple_of(MAX_ROWS);
+        for (sequence, seq) in self.sequences.iter().enumerate() {
+            let num_items = num_rows(seq).div_ceil(most_rows).max(1);
+            let rows_each = num_rows(seq).div_ceil(num_items).next_multiple_of(MAX_ROWS);
+            for begin in (0..num_rows(seq)).step_by(rows_each.max(1)) {
+                let rows = QueryRows {
+                    begin,
+                    end: (begin + rows_each).min(num_rows(seq)),
+                    group,
+                    first_visible: seq.context_len - seq.num_queries + 1,
+                };
+                let end_segment = rows.max_visible().div_ceil(SEGMENT_KEYS);
+                self.items
+                    .extend((0..layout.num_kv_heads).map(|kv_head| WorkItem {
+                        sequence,
+                        kv_head,
+                        rows,
+                        first_segment: 0,
+                        end_segment,
+                        partials: None,
+                    }));
+            }
+        }
+        if num_threads > 1 && self.items.len() < wanted_items {
+            self.split_long_items(layout, wanted_items);
+        }
+        // Longest first, so that the end of the list fills the gaps.
+        self.items
+            .sort_unstable_by_key(|item| std::cmp::Reverse(item.cost()));
+    }
+
+    /// Splits items over segments where one would keep a thread busy while others idle.
+    fn split_long_items(&mut self, layout: &CacheLayout, wanted_items: usize) {
+        let total: usize = self.items.iter().map(WorkItem::cost).sum();
+        let fair = total.div_ceil(wanted_items).max(1);
+        let mut num_partials = 0;
+        for i in 0..self.items.len() {
+            let whole = self.items[i];
+            let pieces = whole.num_segments().min(whole.cost().div_ceil(fair));
+            if pieces < 2 {
+                continue;
+            }
+            let len = partial_len(whole.rows.len(), layout.head_dim) * whole.num_segments();
+            let partials = Some(num_partials);
+            num_partials += len;
+            self.merges.push(WorkItem { partials, ..whole });
+            let starts = |p: usize| whole.num_segments() * p / pieces;
+            self.items[i].end_segment = starts(1);
+            self.items[i].partials = partials;
+            self.items.extend((1..pieces).map(|p| WorkItem {
+                first_segment: starts(p),
+                end_segment: starts(p + 1),
+                partials,
+                ..whole
+            }));
+        }
+        if self.partials.len() < num_partials {
+            self.partials.resize(num_partials, 0.0);
+        }
+    }
+}
+
+impl Default for AttendPlan {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for AttendPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AttendPlan")
+            .field("isa", &self.isa)
+            .field("shape", &self.shape)
+            .field("num_items", &self.items.len())
+            .field("num_split", &self.merges.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn check_offsets(
+    name: &'static str,
+    offsets: &[u32],
+    num_seqs: usize,
+    total: usize,
+) -> Result<(), KernelError> {
+    let is_right = offsets.len() == num_seqs + 1
+        && offsets[0] == 0
+        && offsets.is_sorted()
+        && offsets[num_seqs] as usize <= total;
+    if is_right {
+        return Ok(());
+    }
+    Err(KernelError::Offsets {
+        name,
+        expected_len: num_seqs + 1,
+        total,
+    })
+}

@@ -1,0 +1,130 @@
+//! Writing and copying blocks.
+
+use half::bf16;
+
+use super::ThreadPool;
+use super::disjoint::DisjointSlice;
+use crate::cache::Element;
+use crate::{KernelError, KvCache, KvDtype, Rows};
+
+/// Elements from which on a call is worth waking other threads for.
+const MIN_PARALLEL_ELEMENTS: usize = 16 * 1024;
+
+/// Stores keys and values of new tokens in their slots: the fused reshape and block write.
+///
+/// `k` and `v` have a row of `[num_kv_heads, head_dim]` for each slot. Slot `s` is offset
+/// `s % block_size` of block `s / block_size`; bf16 caches round to nearest even. If a slot
+/// occurs twice the later row stays.
+///
+/// # Errors
+/// [`KernelError::Layer`], [`KernelError::Slot`] or [`KernelError::Rows`]; nothing has been
+/// written then.
+///
+/// Source: Kwon et al. 2023, section 5.1.
+pub fn write_kv(
+    pool: &ThreadPool,
+    cache: &mut KvCache,
+    layer: usize,
+    slots: &[u32],
+    k: Rows<'_>,
+    v: Rows<'_>,
+) -> Result<(), KernelError> {
+    let layout = cache.layout();
+    layout.check_layer(layer)?;
+    let num_slots = layout.num_slots();
+    if let Some(token) = slots.iter().position(|&slot| slot as usize >= num_slots) {
+        return Err(KernelError::Slot {
+            token,
+            slot: slots[token],
+            num_slots,
+        });
+    }
+    let width = layout.num_kv_heads * layout.head_dim;
+    k.check("k", slots.len(), width)?;
+    v.check("v", slots.len(), width)?;
+    match layout.dtype {
+        KvDtype::F32 => write::<f32>(pool, cache, layer, slots, (k, v)),
+        KvDtype::Bf16 => write::<bf16>(pool, cache, layer, slots, (k, v)),
+    }
+    Ok(())
+}
+
+fn write<E: Element>(
+    pool: &ThreadPool,
+    cache: &mut KvCache,
+    layer: usize,
+    slots: &[u32],
+    (k, v): (Rows<'_>, Rows<'_>),
+) {
+    let layout = *cache.layout();
+    let (block_size, head_dim, panel_len) =
+        (layout.block_size, layout.head_dim, layout.panel_len());
+    let width = layout.num_kv_heads * head_dim;
+    let elements = DisjointSlice::new(cache.elements_mut::<E>());
+    let write_head = |head: usize| {
+        for (token, &slot) in slots.iter().enumerate() {
+            let (block, offset) = (slot as usize / block_size, slot as usize % block_size);
+            let start =
+                layer * layout.layer_len() + block * layout.block_len() + head * 2 * panel_len;
+            // SAFETY: a head's panels belong to this task; tasks are heads.
+            let panels = unsafe { elements.part(start..start + 2 * panel_len) };
+            let (k_panel, v_panel) = panels.split_at_mut(panel_len);
+            let columns = head * head_dim..(head + 1) * head_dim;
+            let key = &k.row(token, width)[columns.clone()];
+            for (row, &x) in k_panel.chunks_exact_mut(block_size).zip(key) {
+                row[offset] = E::from_f32(x);
+            }
+            let value = &v.row(token, width)[columns];
+            for (to, &x) in v_panel[offset * head_dim..].iter_mut().zip(value) {
+                *to = E::from_f32(x);
+            }
+        }
+    };
+    if slots.len() * width < MIN_PARALLEL_ELEMENTS {
+        (0..layout.num_kv_heads).for_each(write_head);
+    } else {
+        pool.for_each(layout.num_kv_heads, write_head);
+    }
+}
+
+/// Copies whole blocks, of all layers, as if one pair after another: `(source, destination)`.
+///
+/// # Errors
+/// [`KernelError::Block`]; nothing has been copied then.
+///
+/// Source: Kwon et al. 2023, section 5.1 (fused block copy).
+pub fn copy_blocks(
+    pool: &ThreadPool,
+    cache: &mut KvCache,
+    pairs: &[(u32, u32)],
+) -> Result<(), KernelError> {
+    let num_blocks = cache.layout().num_blocks;
+    let mut ids = pairs.iter().flat_map(|&(from, to)| [from, to]);
+    if let Some(block) = ids.find(|&block| block as usize >= num_blocks) {
+        return Err(KernelError::Block { block, num_blocks });
+    }
+    match cache.layout().dtype {
+        KvDtype::F32 => copy::<f32>(pool, cache, pairs),
+        KvDtype::Bf16 => copy::<bf16>(pool, cache, pairs),
+    }
+    Ok(())
+}
+
+fn copy<E: Element>(pool: &ThreadPool, cache: &mut KvCache, pairs: &[(u32, u32)]) {
+    let layout = *cache.layout();
+    let (layer_len, block_len) = (layout.layer_len(), layout.block_len());
+    let elements = DisjointSlice::new(cache.elements_mut::<E>());
+    let copy_layer = |layer: usize| {
+        // SAFETY: a layer belongs to this task; tasks are layers.
+        let blocks = unsafe { elements.part(layer * layer_len..(layer + 1) * layer_len) };
+        for &(from, to) in pairs {
+            let from = from as usize * block_len;
+            blocks.copy_within(from..from + block_len, to as usize * block_len);
+        }
+    };
+    if pairs.len() * block_len * layout.num_layers < MIN_PARALLEL_ELEMENTS {
+        (0..layout.num_layers).for_each(copy_layer);
+    } else {
+        pool.for_each(layout.num_layers, copy_layer);
+    }
+}
