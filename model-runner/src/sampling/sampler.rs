@@ -1,0 +1,209 @@
+//! From one row of logits to one token.
+
+use super::adjust::{Occurrences, adjust, changes_logits};
+use super::filter::{Buffers, filters, keep};
+use super::logprobs::token_logprobs;
+use super::rng::uniform;
+use super::softmax::{CHUNK, exp_nonpositive, max_logit, weigh};
+use super::top::{Candidate, first_with};
+use crate::{RowError, RowOutput, SamplingParams, TokenId, TokenLogprobs, Want};
+
+/// Where in its sequence a draw happens.
+#[derive(Debug, Clone, Copy)]
+pub struct DrawContext<'a> {
+    /// Position of the token to be drawn: how many tokens come before it.
+    pub position: u32,
+    /// Number of tokens of the prompt.
+    pub num_prompt_tokens: u32,
+    /// The `position` tokens before it, prompt first; read only if [`SamplingParams::needs_history`].
+    pub history: &'a [TokenId],
+}
+
+impl DrawContext<'_> {
+    /// Tokens generated before this one.
+    pub fn num_generated(&self) -> usize {
+        self.position.saturating_sub(self.num_prompt_tokens) as usize
+    }
+}
+
+/// Draws tokens; holds nothing but buffers, which grow to the vocabulary once.
+///
+/// A result depends on the logits, the parameters, the history and the
+/// position, and on nothing else: not on earlier calls, not on neighbours.
+///
+/// ```text
+/// logits -> masks, bias, penalties -> temperature 0? -> argmax
+///                                  -> temperature -> min-p, top-k, top-p -> draw
+/// ```
+///
+/// The draw: `u` is the [`uniform`] number of (seed, position), the weights
+/// are `e^((x - max) / temperature)` of the kept tokens, and the token is the
+/// first, by ascending id, at which their running sum exceeds `u` times their
+/// total. Any device can repeat that.
+#[derive(Debug, Default)]
+pub struct Sampler {
+    adjusted: Vec<f32>,
+    occurrences: Occurrences,
+    buffers: Buffers,
+}
+
+impl Sampler {
+    /// A sampler; its buffers are allocated as they are first needed.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Does what a batch row asks for.
+    ///
+    /// `logits`: `[vocab_size]`, of the row whose own token stands at `row_position`.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn output(
+        &mut self,
+        logits: &[f32],
+        row_position: u32,
+        want: &Want,
+    ) -> Result<RowOutput, RowError> {
+        match want {
+            Want::Sample {
+                params,
+                num_prompt_tokens,
+                history,
+            } => {
+                let ctx = DrawContext {
+                    position: row_position + 1,
+                    num_prompt_tokens: *num_prompt_tokens,
+                    history,
+                };
+                self.sample(logits, params, &ctx)
+            }
+            Want::Score { token, top } => Ok(RowOutput {
+                token: *token,
+                logprobs: Some(self.score(logits, *token, *top)?),
+            }),
+        }
+    }
+
+    /// Draws the next token and, if asked for, computes log-probabilities.
+    ///
+    /// `logits`: `[vocab_size]`, as the model gave them. `params` are taken as
+    /// [`SamplingParams::validate`] accepts them.
+    ///
+    /// # Errors
+    /// [`RowError::NotANumber`] if a logit is NaN or positive infinity;
+    /// [`RowError::NothingAllowed`] if the masks leave no token.
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        params: &SamplingParams,
+        ctx: &DrawContext<'_>,
+    ) -> Result<RowOutput, RowError> {
+        let mut max = max_logit(logits)?;
+        let token = if changes_logits(params, ctx) {
+            self.adjusted.clear();
+            self.adjusted.extend_from_slice(logits);
+            adjust(
+                &mut self.adjusted,
+                params,
+                ctx,
+                &mut self.occurrences,
+                logits,
+            );
+            max = max_logit(&self.adjusted)?;
+            choose(&self.adjusted, max, params, ctx.position, &mut self.buffers)
+        } else {
+            choose(logits, max, params, ctx.position, &mut self.buffers)
+        };
+        let logprobs = match params.logprobs {
+            Some(top) => Some(self.score(logits, token, top)?),
+            None => None,
+        };
+        Ok(RowOutput { token, logprobs })
+    }
+
+    /// Log-probability and rank of a known `token`, and the `top` most likely ones.
+    ///
+    /// A token outside the vocabulary has log-probability negative infinity.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn score(
+        &mut self,
+        logits: &[f32],
+        token: TokenId,
+        top: usize,
+    ) -> Result<TokenLogprobs, RowError> {
+        token_logprobs(logits, token, top, &mut self.buffers.kept)
+    }
+}
+
+/// Argmax or draw; `max` is the largest of `logits`.
+fn choose(
+    logits: &[f32],
+    max: f32,
+    params: &SamplingParams,
+    position: u32,
+    buffers: &mut Buffers,
+) -> TokenId {
+    let temperature = params.temperature;
+    if temperature == 0.0 {
+        return first_with(logits, max);
+    }
+    let u = uniform(params.seed, position);
+    if filters(params, logits.len()) {
+        keep(logits, max, params, buffers);
+        draw_kept(&buffers.kept, max, temperature, u)
+    } else {
+        let Buffers {
+            weights,
+            chunk_sums,
+            ..
+        } = buffers;
+        weigh(logits, max, temperature, weights, chunk_sums);
+        draw(weights, chunk_sums, u)
+    }
+}
+
+/// Inverse of the cumulative distribution over the whole vocabulary.
+fn draw(weights: &[f32], chunk_sums: &[f64], u: f64) -> TokenId {
+    let target = u * chunk_sums.iter().sum::<f64>();
+    let mut before = 0.0;
+    let mut last = 0;
+    for (chunk, (block, &sum)) in weights.chunks(CHUNK).zip(chunk_sums).enumerate() {
+        if before + sum > target {
+            let mut reached = before;
+            for (i, &w) in block.iter().enumerate() {
+                reached += f64::from(w);
+                if w > 0.0 {
+                    last = chunk * CHUNK + i;
+                    if reached > target {
+                        return last as TokenId;
+                    }
+                }
+            }
+        }
+        before += sum;
+    }
+    // Sums in two orders can differ in the last bit; then the target lies past the last token.
+    last as TokenId
+}
+
+/// The same over the kept tokens, which are in ascending order of id.
+fn draw_kept(kept: &[Candidate], max: f32, temperature: f32, u: f64) -> TokenId {
+    let weight = |c: &Candidate| f64::from(exp_nonpositive((c.logit - max) / temperature));
+    let target = u * kept.iter().map(weight).sum::<f64>();
+    let mut reached = 0.0;
+    let mut last = 0;
+    for c in kept {
+        let w = weight(c);
+        reached += w;
+        if w > 0.0 {
+            last = c.token;
+            if reached > target {
+                break;
+            }
+        }
+    }
+    last
+}
