@@ -245,3 +245,39 @@ fn the_real_model_opens_and_reads_within_two_seconds() {
     );
     assert!(sum.is_finite() && start.elapsed().as_secs() < 2);
 }
+
+/// A copy of the sharded model with another text for its index.
+fn sharded_copy(name: &str, edit: impl Fn(&str) -> String) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    for entry in std::fs::read_dir(models().join("llama3")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    let index = folder.join("model.safetensors.index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    std::fs::write(&index, edit(&text)).unwrap();
+    folder
+}
+
+#[test]
+fn an_index_that_lies_is_an_error_with_the_tensor_or_the_shard() {
+    let second = "model-00002-of-00003.safetensors";
+    for (name, replacement, said) in [
+        ("missing", "model-00009-of-00003.safetensors", "model-00009"),
+        ("traversal", "../llama/model.safetensors", "../llama"),
+        ("absolute", "/etc/passwd", "/etc/passwd"),
+        (
+            "elsewhere",
+            "model-00001-of-00003.safetensors",
+            "is missing",
+        ),
+        ("folder", ".", "not the name of a file"),
+    ] {
+        let folder = sharded_copy(name, |text| text.replace(second, replacement));
+        let error = Checkpoint::open(&folder).unwrap_err().to_string();
+        assert!(error.contains(said), "{name}: {error}");
+    }
+    let folder = sharded_copy("honest", str::to_owned);
+    Checkpoint::open(&folder).unwrap();
+}

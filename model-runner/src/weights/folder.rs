@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 use safetensors::tensor::{Dtype, Metadata};
 use serde_json::Value;
 
-use super::hf_config::read_json;
+use super::json::read_json;
 use super::mapped::FileBytes;
 use super::{LoadError, WeightType};
 

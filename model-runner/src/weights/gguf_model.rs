@@ -145,7 +145,7 @@ impl Keys<'_> {
         }
     }
 
-    fn tensor(&self, name: &str) -> Result<&super::gguf::GgufTensor, LoadError> {
+    fn tensor(&self, name: &str) -> Result<&super::gguf_tensor::GgufTensor, LoadError> {
         self.gguf
             .tensor(name)
             .map(|(_, tensor)| tensor)

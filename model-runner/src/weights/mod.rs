@@ -20,8 +20,10 @@ mod error;
 mod folder;
 mod gguf;
 mod gguf_model;
+mod gguf_tensor;
 mod gguf_value;
 mod hf_config;
+mod json;
 mod mapped;
 mod tensor;
 
