@@ -211,10 +211,9 @@ impl BlockManager {
         if let Some(index) = &self.index {
             let mut chain = Chain::root(table.namespace);
             for &block in &table.blocks[..table.num_tokens / block_size] {
-                if index.find(&self.pool, chain, index.tokens(block)) != Some(block) {
+                if index.follow(&self.pool, &mut chain, index.tokens(block)) != Some(block) {
                     return Err(Violation::Chain { table: id, block });
                 }
-                chain = Chain::after(&self.pool, block);
             }
         }
         let first = if table.num_reserved > 0 {

@@ -100,11 +100,24 @@ impl PrefixIndex {
         self.tokens.copy_within(start..start + num_tokens, to);
     }
 
-    /// The published block that holds `tokens` (a whole block of them) after `chain`.
+    /// The published block that holds `tokens` (a whole block of them) after `chain`, which
+    /// then stands after that block.
     #[inline]
-    pub(crate) fn find(&self, pool: &Pool, chain: Chain, tokens: &[TokenId]) -> Option<BlockId> {
+    pub(crate) fn follow(
+        &self,
+        pool: &Pool,
+        chain: &mut Chain,
+        tokens: &[TokenId],
+    ) -> Option<BlockId> {
         let hash = self.hasher.block(chain.hash_state, tokens);
-        self.find_hashed(pool, chain, hash, tokens)
+        let block = self.find_hashed(pool, *chain, hash, tokens)?;
+        *chain = Chain {
+            // The hash just computed, not the block's: the next need not wait for the look-up.
+            hash_state: u64::from(hash),
+            parent: pool.get(block).serial,
+            depth: chain.depth + 1,
+        };
+        Some(block)
     }
 
     #[inline]
@@ -205,18 +218,26 @@ impl Hasher {
 
     #[inline]
     fn block(&self, state: u64, tokens: &[TokenId]) -> u32 {
-        let word = |pair: &[TokenId]| u64::from(pair[0]) | u64::from(pair[1]) << 32;
-        let mut acc = fold(state ^ self.keys[0], self.keys[2]);
+        let [a, b, c] = self.keys;
+        // What the tokens mix to does not depend on `state`, so that a processor hashes several
+        // blocks of a prompt at once; only the last multiplication chains them.
+        let mut acc = b;
         let mut quads = tokens.chunks_exact(4);
         for quad in &mut quads {
-            acc = fold(word(&quad[..2]) ^ self.keys[1], word(&quad[2..]) ^ acc);
+            acc = fold(word(quad[0], quad[1]) ^ a, word(quad[2], quad[3]) ^ acc);
         }
-        // Every block of a manager has the same length, so the last words need no length in them.
+        // Every block of a manager has the same length, so the rest needs no length in it.
         for &token in quads.remainder() {
-            acc = fold(u64::from(token) ^ self.keys[1], acc ^ self.keys[0]);
+            acc = fold(u64::from(token) ^ a, acc ^ b);
         }
-        (acc ^ acc >> 32) as u32
+        let hash = fold(state ^ c, acc);
+        (hash ^ hash >> 32) as u32
     }
+}
+
+#[inline]
+fn word(low: TokenId, high: TokenId) -> u64 {
+    u64::from(low) | u64::from(high) << 32
 }
 
 #[inline]

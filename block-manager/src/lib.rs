@@ -12,6 +12,7 @@ mod manager;
 mod ops;
 mod pool;
 mod query;
+mod size;
 mod stats;
 mod table;
 

@@ -5,6 +5,7 @@ use crate::{
     index::{Chain, PrefixIndex},
     ops::CopyLog,
     pool::Pool,
+    size::BlockSize,
     table::{Table, Tables},
 };
 
@@ -14,6 +15,7 @@ use crate::{
 #[derive(Debug)]
 pub struct BlockManager {
     pub(crate) config: Config,
+    pub(crate) size: BlockSize,
     pub(crate) pool: Pool,
     /// `None` without prefix caching.
     pub(crate) index: Option<PrefixIndex>,
@@ -45,6 +47,7 @@ impl BlockManager {
             .prefix_caching
             .then(|| PrefixIndex::new(config.hash_seed, config.block_size, config.num_blocks));
         Ok(Self {
+            size: BlockSize::new(config.block_size),
             pool: Pool::new(config.num_blocks),
             index,
             tables: Tables::new(config.num_blocks),
@@ -68,7 +71,7 @@ impl BlockManager {
         for &block in &blocks {
             self.pool.acquire(block);
         }
-        let num_tokens = blocks.len() * self.config.block_size;
+        let num_tokens = blocks.len() * self.size.tokens();
         self.counters.num_queried_tokens += tokens.len() as u64;
         self.counters.num_hit_tokens += num_tokens as u64;
         (self.tables.insert(ns, blocks, num_tokens), num_tokens)
@@ -91,18 +94,18 @@ impl BlockManager {
     /// If `t` is not open.
     #[track_caller]
     pub fn reserve(&mut self, t: TableId, num_slots: usize) -> Result<(), OutOfBlocks> {
-        let block_size = self.config.block_size;
-        let table = self.tables.get(t);
+        let table = self.tables.get_mut(t);
         if num_slots <= table.num_reserved {
             return Ok(());
         }
-        let tail = shared_tail(&self.pool, table, block_size);
-        let num_new = missing_blocks(table, num_slots, block_size);
+        let tail = shared_tail(&self.pool, table, self.size);
+        let num_new = missing_blocks(table, num_slots, self.size);
         let needed = num_new + usize::from(tail.is_some());
         let available = self.pool.num_available();
         if needed > available {
             return Err(OutOfBlocks { needed, available });
         }
+        table.num_reserved = num_slots;
         if let Some(place) = tail {
             self.copy_on_write(t, place);
         }
@@ -110,7 +113,6 @@ impl BlockManager {
             let block = self.allocate();
             self.tables.get_mut(t).blocks.push(block);
         }
-        self.tables.get_mut(t).num_reserved = num_slots;
         Ok(())
     }
 
@@ -131,7 +133,7 @@ impl BlockManager {
     /// copy that no step was sealed for.
     #[track_caller]
     pub fn commit(&mut self, t: TableId, mut tokens: &[TokenId]) {
-        let block_size = self.config.block_size;
+        let block_size = self.size.tokens();
         let table = self.tables.get_mut(t);
         let num_reserved = table.num_reserved;
         assert!(
@@ -140,7 +142,7 @@ impl BlockManager {
             tokens.len(),
         );
         while !tokens.is_empty() {
-            let (place, offset) = (table.num_tokens / block_size, table.num_tokens % block_size);
+            let (place, offset) = self.size.split(table.num_tokens);
             let block = table.blocks[place];
             assert!(
                 self.pool.get(block).is_writable(),
@@ -174,14 +176,15 @@ impl BlockManager {
     /// If `t` is not open.
     #[track_caller]
     pub fn fork(&mut self, t: TableId) -> TableId {
-        let block_size = self.config.block_size;
         let mut blocks = self.tables.take_list();
         let table = self.tables.get_mut(t);
         let num_tokens = table.num_tokens;
-        if !num_tokens.is_multiple_of(block_size) {
+        let (num_full, in_tail) = self.size.split(num_tokens);
+        if in_tail > 0 {
             table.num_reserved = 0;
         }
-        blocks.extend_from_slice(&table.blocks[..num_tokens.div_ceil(block_size)]);
+        let num_shared = num_full + usize::from(in_tail > 0);
+        blocks.extend_from_slice(&table.blocks[..num_shared]);
         let namespace = table.namespace;
         for &block in &blocks {
             self.pool.acquire(block);
@@ -205,7 +208,7 @@ impl BlockManager {
             "truncate of table {t} to {num_tokens} tokens, which has {}",
             table.num_tokens
         );
-        let num_kept = num_tokens.div_ceil(self.config.block_size);
+        let num_kept = self.size.blocks_for(num_tokens);
         for &block in table.blocks[num_kept..].iter().rev() {
             self.pool.drop_ref(block);
         }
@@ -296,7 +299,7 @@ impl BlockManager {
         let table = self.tables.get_mut(t);
         let src = core::mem::replace(&mut table.blocks[place], dst);
         if let Some(index) = &mut self.index {
-            index.copy(src, dst, table.num_tokens % self.config.block_size);
+            index.copy(src, dst, self.size.split(table.num_tokens).1);
         }
         self.copies.push(&mut self.pool, src, dst);
         self.pool.drop_ref(src);
@@ -316,24 +319,19 @@ pub(crate) fn hits<'a>(
     let mut chain = Chain::root(ns);
     tokens[..most]
         .chunks_exact(block_size)
-        .map_while(move |chunk| {
-            let block = index?.find(pool, chain, chunk)?;
-            chain = Chain::after(pool, block);
-            Some(block)
-        })
+        .map_while(move |chunk| index?.follow(pool, &mut chain, chunk))
 }
 
 /// The place of the partly filled block that `table` must copy before it writes on.
-pub(crate) fn shared_tail(pool: &Pool, table: &Table, block_size: usize) -> Option<usize> {
-    let place = table.num_tokens / block_size;
-    let partial = !table.num_tokens.is_multiple_of(block_size);
-    (partial && !pool.get(table.blocks[place]).is_writable()).then_some(place)
+pub(crate) fn shared_tail(pool: &Pool, table: &Table, size: BlockSize) -> Option<usize> {
+    let (place, filled) = size.split(table.num_tokens);
+    (filled > 0 && !pool.get(table.blocks[place]).is_writable()).then_some(place)
 }
 
 /// Blocks `table` lacks for `num_slots` slots after its committed tokens.
-pub(crate) fn missing_blocks(table: &Table, num_slots: usize, block_size: usize) -> usize {
-    let room = table.blocks.len() * block_size - table.num_tokens;
-    num_slots.saturating_sub(room).div_ceil(block_size)
+pub(crate) fn missing_blocks(table: &Table, num_slots: usize, size: BlockSize) -> usize {
+    let room = table.blocks.len() * size.tokens() - table.num_tokens;
+    size.blocks_for(num_slots.saturating_sub(room))
 }
 
 /// Publishes the table's full block at `place`, or takes the one published before it.

@@ -35,7 +35,7 @@ impl BlockManager {
             hit.num_blocks += 1;
             hit.num_available_blocks += usize::from(entry.refs == 0 && entry.pins == 0);
         }
-        hit.num_tokens = hit.num_blocks * self.config.block_size;
+        hit.num_tokens = hit.num_blocks * self.size.tokens();
         hit
     }
 
@@ -47,13 +47,12 @@ impl BlockManager {
     #[must_use]
     #[track_caller]
     pub fn blocks_needed(&self, t: TableId, num_slots: usize) -> usize {
-        let block_size = self.config.block_size;
         let table = self.tables.get(t);
         if num_slots <= table.num_reserved {
             return 0;
         }
-        let tail = shared_tail(&self.pool, table, block_size);
-        missing_blocks(table, num_slots, block_size) + usize::from(tail.is_some())
+        let tail = shared_tail(&self.pool, table, self.size);
+        missing_blocks(table, num_slots, self.size) + usize::from(tail.is_some())
     }
 
     /// The table's blocks in order: those of the committed tokens, then of the reserved slots.
@@ -94,14 +93,14 @@ impl BlockManager {
     #[must_use]
     #[track_caller]
     pub fn slot(&self, t: TableId, position: usize) -> usize {
-        let block_size = self.config.block_size;
         let table = self.tables.get(t);
         let num_slots = table.num_tokens + table.num_reserved;
         assert!(
             position < num_slots,
             "table {t} has no slot at position {position}, only {num_slots}"
         );
-        table.blocks[position / block_size].index() * block_size + position % block_size
+        let (place, offset) = self.size.split(position);
+        table.blocks[place].index() * self.size.tokens() + offset
     }
 
     /// Tables that hold `block`. O(1).
