@@ -1,4 +1,149 @@
 //! Block allocator for a paged KV cache.
+//!
+//! A serving engine cuts its KV cache into blocks of a few tokens and gives each sequence a *block
+//! table*, as an operating system gives a process a page table (Kwon et al. 2023, PagedAttention).
+//! This crate decides which physical block belongs to whom: allocation on demand, sharing between
+//! forks, copy-on-write, and finding prefixes that are still cached. It never touches the cache's
+//! memory, so it fits any device and layout; it has no clock, no threads, no I/O and no unsafe
+//! code, and the same calls always give the same answers.
+//!
+//! # The life of a block
+//!
+//! ```text
+//!           reserve               commit, when full
+//!  free ──────────────> owned ──────────────────────> published ──┐ open, fork:
+//!   ^  ^                  │ fork                         │   ^    │ one more reference
+//!   │  │                  v                              │   └────┘
+//!   │  │               shared ── reserve: copy-on-write  │ last release
+//!   │  │ last release     │      into a free block       v
+//!   │  └──────────────────┘                            cached ──> open: published again
+//!   │                                                    │
+//!   └────────────────────── evict, oldest tails first ───┘
+//! ```
+//!
+//! - **owned**: one table holds it and may write it.
+//! - **shared**: several tables hold it; whichever writes first gets a copy, the last one left
+//!   writes in place.
+//! - **published**: full, computed, immutable, and found by its tokens and all before them.
+//! - **cached**: published and held by nobody; taken when no free block is left.
+//! - **pinned** (not drawn): read or written by a copy that is not completed; neither reused nor
+//!   evicted until [`complete`](BlockManager::complete), whoever holds it.
+//!
+//! One rule joins sharing and caching: *a slot may be written if and only if its block has one
+//! reference and is not published.*
+//!
+//! # What the executor keeps to
+//!
+//! 1. Steps run in the order they were sealed.
+//! 2. A step first does the copies of its [`BlockOps`], in any order among themselves, then writes
+//!    the slots reserved for it, then reads. [`complete`](BlockManager::complete) once the copies
+//!    are done.
+//! 3. [`commit`](BlockManager::commit) when the tokens are computed or, with several steps in
+//!    flight, as soon as the step that computes them is given to the executor: whoever finds the
+//!    block runs later.
+//!
+//! # Cost
+//!
+//! `b` blocks touched, `n` tokens given; nothing scans the pool, and once warm nothing allocates
+//! but [`seal`](BlockManager::seal).
+//!
+//! | call | cost |
+//! |---|---|
+//! | [`open`](BlockManager::open), [`lookup`](BlockManager::lookup), [`probe`](BlockManager::probe) | O(b) found, each hashed and compared |
+//! | [`reserve`](BlockManager::reserve), [`truncate`](BlockManager::truncate), [`release`](BlockManager::release), [`fork`](BlockManager::fork) | O(b) |
+//! | [`commit`](BlockManager::commit) | O(n) |
+//! | [`seal_into`](BlockManager::seal_into), [`complete`](BlockManager::complete) | O(copies) |
+//! | [`blocks`](BlockManager::blocks), [`slot`](BlockManager::slot), [`stats`](BlockManager::stats), [`blocks_needed`](BlockManager::blocks_needed) | O(1) |
+//! | [`reset_prefix_cache`](BlockManager::reset_prefix_cache) | O(cached blocks) |
+//! | [`new`](BlockManager::new), [`check`](BlockManager::check) | O(all blocks) |
+//!
+//! The index is a hash table at most half full; should deletion marks pile up in it, one insertion
+//! rehashes in place, which its size amortises.
+//!
+//! # Errors and bugs
+//!
+//! A full pool is a result, [`OutOfBlocks`], and changes nothing. Wrong use is a bug of the caller
+//! and panics, in release builds too, with a message that names it: a table released twice or used
+//! after, a commit past the reservation, a step completed twice.
+//!
+//! # Example
+//!
+//! An engine in miniature, over a cache that is a `Vec<f32>`:
+//!
+//! ```
+//! use pageloom_block_manager::{
+//!     BlockManager, Config, Namespace, OutOfBlocks, StepId, TableId, TokenId,
+//! };
+//!
+//! /// A model in miniature: a token's key and value is one number, and attention adds them up.
+//! struct Engine {
+//!     blocks: BlockManager,
+//!     cache: Vec<f32>,
+//!     num_steps: u64,
+//! }
+//!
+//! impl Engine {
+//!     /// Computes `tokens` at the end of the table and returns the token that follows them.
+//!     fn forward(&mut self, t: TableId, tokens: &[TokenId]) -> Result<TokenId, OutOfBlocks> {
+//!         let start = self.blocks.num_tokens(t);
+//!         self.blocks.reserve(t, tokens.len())?;
+//!
+//!         let step = StepId(self.num_steps);
+//!         self.num_steps += 1;
+//!         let size = self.blocks.config().block_size;
+//!         for copy in self.blocks.seal(step).copies {
+//!             let (src, dst) = (copy.src.index() * size, copy.dst.index() * size);
+//!             self.cache.copy_within(src..src + size, dst);
+//!         }
+//!         self.blocks.complete(step);
+//!
+//!         for (position, &token) in (start..).zip(tokens) {
+//!             self.cache[self.blocks.slot(t, position)] = token as f32;
+//!         }
+//!         self.blocks.commit(t, tokens);
+//!
+//!         let positions = 0..self.blocks.num_tokens(t);
+//!         let sum: f32 = positions.map(|i| self.cache[self.blocks.slot(t, i)]).sum();
+//!         Ok(sum as TokenId)
+//!     }
+//! }
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let config = Config {
+//!         block_size: 4,
+//!         num_blocks: 8,
+//!         ..Config::default()
+//!     };
+//!     let mut engine = Engine {
+//!         cache: vec![0.0; config.num_blocks * config.block_size],
+//!         blocks: BlockManager::new(config)?,
+//!         num_steps: 0,
+//!     };
+//!
+//!     // Prefill: seven tokens in two blocks.
+//!     let prompt = [1, 2, 3, 4, 5, 6, 7];
+//!     let (a, num_cached) = engine.blocks.open(&prompt, Namespace(0));
+//!     assert_eq!(num_cached, 0);
+//!     assert_eq!(engine.forward(a, &prompt)?, 28);
+//!
+//!     // Two samples of one prompt share both blocks until one of them writes.
+//!     let b = engine.blocks.fork(a);
+//!     assert_eq!(engine.forward(a, &[100])?, 128);
+//!     assert_eq!(engine.forward(b, &[200])?, 228);
+//!     assert_eq!(engine.blocks.stats().num_copies, 1);
+//!     assert_eq!(engine.blocks.stats().num_referenced, 3);
+//!     engine.blocks.release(a);
+//!     engine.blocks.release(b);
+//!
+//!     // The prompt once more: its full block is still there.
+//!     let (c, num_cached) = engine.blocks.open(&prompt, Namespace(0));
+//!     assert_eq!(num_cached, 4);
+//!     assert_eq!(engine.forward(c, &prompt[num_cached..])?, 28);
+//!     engine.blocks.release(c);
+//!     assert_eq!(engine.blocks.stats().num_referenced, 0);
+//!     Ok(())
+//! }
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -22,3 +167,8 @@ pub use ids::{BlockId, Namespace, StepId, TableId, TokenId};
 pub use manager::BlockManager;
 pub use ops::{BlockCopy, BlockOps};
 pub use stats::{PrefixHit, Stats};
+
+/// The README's example is compiled and run with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
