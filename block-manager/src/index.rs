@@ -197,7 +197,7 @@ fn spread(hash: u32) -> u64 {
 /// half of a 64 by 64 bit product xored onto the low one mixes 16 bytes in one multiplication.
 #[derive(Clone, Copy, Debug)]
 struct Hasher {
-    keys: [u64; 3],
+    keys: [u64; 4],
 }
 
 impl Hasher {
@@ -212,13 +212,13 @@ impl Hasher {
             z ^ (z >> 31)
         };
         Self {
-            keys: [next(), next(), next()],
+            keys: [next(), next(), next(), next()],
         }
     }
 
     #[inline]
     fn block(&self, state: u64, tokens: &[TokenId]) -> u32 {
-        let [a, b, c] = self.keys;
+        let [a, b, c, d] = self.keys;
         // What the tokens mix to does not depend on `state`, so that a processor hashes several
         // blocks of a prompt at once; only the last multiplication chains them.
         let mut acc = b;
@@ -228,7 +228,7 @@ impl Hasher {
         }
         // Every block of a manager has the same length, so the rest needs no length in it.
         for &token in quads.remainder() {
-            acc = fold(u64::from(token) ^ a, acc ^ b);
+            acc = fold(u64::from(token) ^ a, acc ^ d);
         }
         let hash = fold(state ^ c, acc);
         (hash ^ hash >> 32) as u32
@@ -252,15 +252,18 @@ mod tests {
 
     #[test]
     fn hashes_differ_by_seed_state_and_every_token() {
-        let tokens = [1, 2, 3, 4, 5, 6, 7];
-        let base = Hasher::new(1).block(9, &tokens);
-        assert_eq!(base, Hasher::new(1).block(9, &tokens));
-        assert_ne!(base, Hasher::new(2).block(9, &tokens));
-        assert_ne!(base, Hasher::new(1).block(8, &tokens));
-        for i in 0..tokens.len() {
-            let mut other = tokens;
-            other[i] ^= 1;
-            assert_ne!(base, Hasher::new(1).block(9, &other), "token {i}");
+        for len in 1..=33u32 {
+            let tokens: Vec<TokenId> = (0..len).collect();
+            let base = Hasher::new(1).block(9, &tokens);
+            assert_eq!(base, Hasher::new(1).block(9, &tokens));
+            assert_ne!(base, Hasher::new(2).block(9, &tokens), "{len} tokens");
+            assert_ne!(base, Hasher::new(1).block(8, &tokens), "{len} tokens");
+            for i in 0..tokens.len() {
+                let mut other = tokens.clone();
+                other[i] ^= 1;
+                let other = Hasher::new(1).block(9, &other);
+                assert_ne!(base, other, "token {i} of {len}");
+            }
         }
     }
 
@@ -293,5 +296,12 @@ mod tests {
         assert_eq!(index.find_hashed(&pool, other, hash, &[1, 2]), None);
         let child = Chain::after(&pool, BlockId(0));
         assert_eq!(index.find_hashed(&pool, child, hash, &[1, 2]), None);
+        // A namespace with the number of the parent's serial is not that parent.
+        index.write(BlockId(1), 0, &[1, 2]);
+        index.publish(&mut pool, child, BlockId(1));
+        let hash = pool.get(BlockId(1)).hash;
+        let found = |chain| index.find_hashed(&pool, chain, hash, &[1, 2]);
+        assert_eq!(found(child), Some(BlockId(1)));
+        assert_eq!(found(Chain::root(Namespace(child.parent))), None);
     }
 }
