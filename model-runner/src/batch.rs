@@ -64,17 +64,27 @@ impl Batch {
         let (num_tokens, num_seqs) = (self.tokens.len(), self.context_lens.len());
         for (field, offsets, end) in [
             ("row_offsets", &self.row_offsets, num_tokens),
-            ("table_offsets", &self.table_offsets, self.block_tables.len()),
+            (
+                "table_offsets",
+                &self.table_offsets,
+                self.block_tables.len(),
+            ),
         ] {
             if offsets.len() != num_seqs + 1
                 || offsets[0] != 0
                 || !offsets.is_sorted()
                 || offsets[num_seqs] as usize != end
             {
-                return fail(field, format!("not {} ascending offsets to {end}", num_seqs + 1));
+                return fail(
+                    field,
+                    format!("not {} ascending offsets to {end}", num_seqs + 1),
+                );
             }
         }
-        for (field, len) in [("positions", self.positions.len()), ("slots", self.slots.len())] {
+        for (field, len) in [
+            ("positions", self.positions.len()),
+            ("slots", self.slots.len()),
+        ] {
             if len != num_tokens {
                 return fail(field, format!("{len} entries for {num_tokens} tokens"));
             }
@@ -92,7 +102,10 @@ impl Batch {
                 let slot = block.map(|b| *b as usize * block_size + position % block_size);
                 if self.positions[row] as usize != position {
                     let found = self.positions[row];
-                    return fail("positions", format!("row {row} is at {found}, not {position}"));
+                    return fail(
+                        "positions",
+                        format!("row {row} is at {found}, not {position}"),
+                    );
                 }
                 if slot != Some(self.slots[row] as usize) {
                     let found = self.slots[row];
@@ -100,7 +113,11 @@ impl Batch {
                 }
             }
         }
-        match self.outputs.iter().find(|output| output.row as usize >= num_tokens) {
+        match self
+            .outputs
+            .iter()
+            .find(|output| output.row as usize >= num_tokens)
+        {
             Some(output) => fail("outputs", format!("row {} of {num_tokens}", output.row)),
             None => Ok(()),
         }

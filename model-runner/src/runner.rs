@@ -27,7 +27,10 @@ impl Default for LoadOptions {
     /// Every core, weights as [`WeightDtype::Auto`].
     fn default() -> Self {
         let num_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        LoadOptions { dtype: WeightDtype::Auto, num_threads }
+        LoadOptions {
+            dtype: WeightDtype::Auto,
+            num_threads,
+        }
     }
 }
 
@@ -46,10 +49,18 @@ impl Model {
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Model, LoadError> {
         let config = checkpoint.config().clone();
         let frequencies = config.inv_freq();
-        let backend =
-            CpuBackend::new(options.num_threads, options.dtype, config.num_heads, frequencies);
+        let backend = CpuBackend::new(
+            options.num_threads,
+            options.dtype,
+            config.num_heads,
+            frequencies,
+        );
         let decoder = Llama::load(&backend, checkpoint)?;
-        Ok(Model { config, backend, decoder })
+        Ok(Model {
+            config,
+            backend,
+            decoder,
+        })
     }
 
     /// Shape of the model.
@@ -71,7 +82,11 @@ impl Model {
         block_size: usize,
         kv_dtype: KvDtype,
     ) -> Result<u64, RunError> {
-        let layout = self.cache_layout(&RunnerConfig { block_size, num_blocks: 1, kv_dtype });
+        let layout = self.cache_layout(&RunnerConfig {
+            block_size,
+            num_blocks: 1,
+            kv_dtype,
+        });
         Ok(layout.bytes_per_block()? as u64)
     }
 
@@ -120,7 +135,9 @@ impl CpuRunner {
         Ok(CpuRunner {
             activations: model.decoder.activations(&model.backend, &model.config),
             logits: model.backend.rows(model.config.vocab_size),
-            samplers: (0..num_threads).map(|_| Mutex::new(Sampler::new())).collect(),
+            samplers: (0..num_threads)
+                .map(|_| Mutex::new(Sampler::new()))
+                .collect(),
             block_size: config.block_size,
             model,
         })
@@ -142,22 +159,29 @@ impl CpuRunner {
         out.step = batch.step;
         out.rows.clear();
         batch.check(self.block_size)?;
-        let Model { backend, decoder, .. } = &mut self.model;
+        let Model {
+            backend, decoder, ..
+        } = &mut self.model;
         decoder.forward(backend, batch, &mut self.activations)?;
         for wanted in batch.outputs.chunks(LOGIT_ROWS) {
             let rows = wanted.iter().map(|output| output.row);
             decoder.logits(backend, &mut self.activations, rows, &mut self.logits)?;
             let first = out.rows.len();
-            out.rows.resize(first + wanted.len(), Ok(RowOutput::default()));
+            out.rows
+                .resize(first + wanted.len(), Ok(RowOutput::default()));
             let (logits, samplers) = (&self.logits, &self.samplers);
-            backend.pool().for_each_mut(&mut out.rows[first..], |worker, i, result| {
-                let output = &wanted[i];
-                let logits = &logits.data[i * logits.width..(i + 1) * logits.width];
-                let position = batch.positions[output.row as usize];
-                // Nobody else wants this lock: a worker runs one task at a time.
-                let mut sampler = samplers[worker].lock().unwrap_or_else(PoisonError::into_inner);
-                *result = sampler.output(logits, position, &output.want);
-            });
+            backend
+                .pool()
+                .for_each_mut(&mut out.rows[first..], |worker, i, result| {
+                    let output = &wanted[i];
+                    let logits = &logits.data[i * logits.width..(i + 1) * logits.width];
+                    let position = batch.positions[output.row as usize];
+                    // Nobody else wants this lock: a worker runs one task at a time.
+                    let mut sampler = samplers[worker]
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    *result = sampler.output(logits, position, &output.want);
+                });
         }
         Ok(())
     }

@@ -5,7 +5,10 @@ mod support;
 use pageloom_model_runner::{Batch, KvDtype, TokenId, WeightDtype};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use support::{Ask, Sequence, by_token, greedy, push, run, runner, scores};
+use support::{Ask, Sequence, by_token, greedy, logprobs, push, run, runner, scores};
+
+/// Every token of the vocabulary.
+const ALL: usize = usize::MAX;
 
 #[derive(Deserialize)]
 struct References {
@@ -48,7 +51,8 @@ fn logits_and_greedy_continuations_equal_those_of_transformers() {
         let block_size = 16;
         let mut runner = runner(&name, WeightDtype::F32, KvDtype::F32, block_size);
         for row in model.rows {
-            let found = scores(&mut runner, block_size, &row.prompt, usize::MAX);
+            let scored = scores(&mut runner, block_size, &row.prompt, usize::MAX, ALL);
+            let found: Vec<Vec<f32>> = scored.iter().map(by_token).collect();
             let expected = log_softmax(&row.last_logits);
             assert_eq!(found[0].len(), expected.len(), "{name}: vocabulary");
             for (token, (f, e)) in found.last().unwrap().iter().zip(&expected).enumerate() {
@@ -74,10 +78,10 @@ fn a_prompt_gives_the_same_bits_in_chunks_in_company_and_in_other_blocks() {
     for name in ["llama", "smollm2", "mistral", "qwen2", "qwen3", "llama3"] {
         for kv_dtype in [KvDtype::F32, KvDtype::Bf16] {
             let mut runner = runner(name, WeightDtype::Auto, kv_dtype, 16);
-            let whole = scores(&mut runner, 16, &prompt, usize::MAX);
+            let whole = scores(&mut runner, 16, &prompt, usize::MAX, ALL);
             for chunk in [1, 7, 16, 33] {
                 assert_eq!(
-                    scores(&mut runner, 16, &prompt, chunk),
+                    scores(&mut runner, 16, &prompt, chunk, ALL),
                     whole,
                     "{name}: {chunk}"
                 );
@@ -92,20 +96,16 @@ fn a_prompt_gives_the_same_bits_in_chunks_in_company_and_in_other_blocks() {
                 for (i, other) in others.iter_mut().enumerate() {
                     push(&mut batch, other, 1 + (i + step) % 9, 16, Ask::Nothing);
                 }
-                push(&mut batch, &mut own, 10, 16, Ask::Scores);
-                let rows = run(&mut runner, &batch).rows;
-                in_company.extend(
-                    rows.iter()
-                        .map(|r| by_token(r.as_ref().unwrap().logprobs.as_ref().unwrap())),
-                );
+                push(&mut batch, &mut own, 10, 16, Ask::Scores { top: ALL });
+                in_company.extend(logprobs(run(&mut runner, &batch)));
             }
             assert_eq!(in_company, whole, "{name}");
         }
         let mut small_blocks = runner(name, WeightDtype::Auto, KvDtype::F32, 4);
         let mut large_blocks = runner(name, WeightDtype::Auto, KvDtype::F32, 64);
-        let small = scores(&mut small_blocks, 4, &prompt, 9);
+        let small = scores(&mut small_blocks, 4, &prompt, 9, ALL);
         assert_eq!(
-            scores(&mut large_blocks, 64, &prompt, 50),
+            scores(&mut large_blocks, 64, &prompt, 50, ALL),
             small,
             "{name}: block size"
         );

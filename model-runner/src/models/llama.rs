@@ -86,10 +86,19 @@ impl<B: Backend> Llama<B> {
     /// Memory the weights take, in bytes.
     pub fn weight_bytes(&self) -> u64 {
         let layers = self.layers.iter().flat_map(|layer| {
-            [&layer.qkv.weight, &layer.o, &layer.gate_up.weight, &layer.down]
+            [
+                &layer.qkv.weight,
+                &layer.o,
+                &layer.gate_up.weight,
+                &layer.down,
+            ]
         });
         let output = self.output.iter().map(|output| &output.weight);
-        layers.chain([&self.embedding.weight]).chain(output).map(B::matrix_bytes).sum()
+        layers
+            .chain([&self.embedding.weight])
+            .chain(output)
+            .map(B::matrix_bytes)
+            .sum()
     }
 
     /// Buffers for [`forward`](Self::forward).
@@ -117,7 +126,15 @@ impl<B: Backend> Llama<B> {
         batch: &Batch,
         a: &mut Activations<B>,
     ) -> Result<(), RunError> {
-        let Activations { x, h, qkv, attended, gate_up, gated, .. } = a;
+        let Activations {
+            x,
+            h,
+            qkv,
+            attended,
+            gate_up,
+            gated,
+            ..
+        } = a;
         for rows in [&mut *x, h, qkv, attended, gate_up, gated] {
             b.set_num_rows(rows, batch.tokens.len());
         }
@@ -158,7 +175,11 @@ impl<B: Backend> Llama<B> {
         }
         b.gather(&a.x, rows, &mut a.last)?;
         b.rms_norm(&a.last, &self.final_norm, self.eps, &mut a.last_normed)?;
-        b.linear(&a.last_normed, self.output.as_ref().unwrap_or(&self.embedding), logits)
+        b.linear(
+            &a.last_normed,
+            self.output.as_ref().unwrap_or(&self.embedding),
+            logits,
+        )
     }
 }
 
@@ -175,7 +196,10 @@ impl<B: Backend> Layer<B> {
                 tensor(&format!("self_attn.v_proj.{suffix}"))?,
             ])
         };
-        let gate_up = [tensor("mlp.gate_proj.weight")?, tensor("mlp.up_proj.weight")?];
+        let gate_up = [
+            tensor("mlp.gate_proj.weight")?,
+            tensor("mlp.up_proj.weight")?,
+        ];
         Ok(Layer {
             attention_norm: vector("input_layernorm.weight")?,
             qkv: Linear {
@@ -186,14 +210,18 @@ impl<B: Backend> Layer<B> {
                 },
             },
             qk_norms: match config.qk_norm {
-                true => {
-                    Some((vector("self_attn.q_norm.weight")?, vector("self_attn.k_norm.weight")?))
-                }
+                true => Some((
+                    vector("self_attn.q_norm.weight")?,
+                    vector("self_attn.k_norm.weight")?,
+                )),
                 false => None,
             },
             o: matrix("self_attn.o_proj.weight")?,
             mlp_norm: vector("post_attention_layernorm.weight")?,
-            gate_up: Linear { weight: backend.load_matrix(&gate_up)?, bias: None },
+            gate_up: Linear {
+                weight: backend.load_matrix(&gate_up)?,
+                bias: None,
+            },
             down: matrix("mlp.down_proj.weight")?,
         })
     }

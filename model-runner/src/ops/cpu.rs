@@ -18,10 +18,11 @@ use crate::weights::{LoadError, Tensor, WeightType};
 /// How matrices are kept in memory. Sums are f32 whatever the choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightDtype {
-    /// f32 where the file has f32 matrices, bf16 otherwise.
+    /// What the file holds: f32 for f32 and f16 matrices, bf16 for bf16 ones. Quantised matrices
+    /// are dequantised to bf16, whose rounding (one part in 500) is far below their own steps.
     #[default]
     Auto,
-    /// 4 bytes a weight, exact.
+    /// 4 bytes a weight: exact, whatever the file holds.
     F32,
     /// 2 bytes a weight, rounded to nearest even: half the memory to read for each token.
     Bf16,
@@ -87,10 +88,15 @@ impl CpuBackend {
         match self.dtype {
             WeightDtype::F32 => MatrixDtype::F32,
             WeightDtype::Bf16 => MatrixDtype::Bf16,
-            WeightDtype::Auto if parts.iter().any(|part| part.dtype() == WeightType::F32) => {
-                MatrixDtype::F32
+            WeightDtype::Auto => {
+                let wide =
+                    |part: &Tensor<'_>| matches!(part.dtype(), WeightType::F32 | WeightType::F16);
+                if parts.iter().any(wide) {
+                    MatrixDtype::F32
+                } else {
+                    MatrixDtype::Bf16
+                }
             }
-            WeightDtype::Auto => MatrixDtype::Bf16,
         }
     }
 
@@ -139,7 +145,10 @@ impl Backend for CpuBackend {
     }
 
     fn rows(&self, width: usize) -> CpuRows {
-        CpuRows { data: Vec::new(), width }
+        CpuRows {
+            data: Vec::new(),
+            width,
+        }
     }
 
     fn set_num_rows(&self, rows: &mut CpuRows, num_rows: usize) {
@@ -154,8 +163,14 @@ impl Backend for CpuBackend {
             block_tables: &batch.block_tables,
             table_offsets: &batch.table_offsets,
         };
-        self.plan.plan(cache.layout(), self.num_heads, &work, self.pool.num_threads())?;
-        self.angles.compute(&batch.positions, &self.inverse_frequencies);
+        self.plan.plan(
+            cache.layout(),
+            self.num_heads,
+            &work,
+            self.pool.num_threads(),
+        )?;
+        self.angles
+            .compute(&batch.positions, &self.inverse_frequencies);
         copy_blocks(&self.pool, cache, &batch.copies)?;
         Ok(())
     }
@@ -166,10 +181,17 @@ impl Backend for CpuBackend {
         table: &PackedMatrix,
         out: &mut CpuRows,
     ) -> Result<(), RunError> {
-        for (&token, row) in batch.tokens.iter().zip(out.data.chunks_exact_mut(out.width)) {
+        for (&token, row) in batch
+            .tokens
+            .iter()
+            .zip(out.data.chunks_exact_mut(out.width))
+        {
             if token as usize >= table.rows() {
                 let reason = format!("{token} is not below the vocabulary's {}", table.rows());
-                return Err(RunError::Batch { field: "tokens", reason });
+                return Err(RunError::Batch {
+                    field: "tokens",
+                    reason,
+                });
             }
             table.read_row(token as usize, row);
         }
@@ -186,15 +208,18 @@ impl Backend for CpuBackend {
         Ok(rms_norm(&self.pool, &x.data, weight, eps, &mut out.data)?)
     }
 
-    fn linear(
-        &mut self,
-        x: &CpuRows,
-        w: &Linear<Self>,
-        out: &mut CpuRows,
-    ) -> Result<(), RunError> {
+    fn linear(&mut self, x: &CpuRows, w: &Linear<Self>, out: &mut CpuRows) -> Result<(), RunError> {
         let epilogue = w.bias.as_deref().map_or(Epilogue::Store, Epilogue::Bias);
         let scratch = &mut self.scratch;
-        linear(&self.pool, self.isa, scratch, &x.data, &w.weight, epilogue, &mut out.data)?;
+        linear(
+            &self.pool,
+            self.isa,
+            scratch,
+            &x.data,
+            &w.weight,
+            epilogue,
+            &mut out.data,
+        )?;
         Ok(())
     }
 
@@ -205,7 +230,15 @@ impl Backend for CpuBackend {
         out: &mut CpuRows,
     ) -> Result<(), RunError> {
         let scratch = &mut self.scratch;
-        linear(&self.pool, self.isa, scratch, &x.data, w, Epilogue::Add, &mut out.data)?;
+        linear(
+            &self.pool,
+            self.isa,
+            scratch,
+            &x.data,
+            w,
+            Epilogue::Add,
+            &mut out.data,
+        )?;
         Ok(())
     }
 
@@ -216,14 +249,31 @@ impl Backend for CpuBackend {
         weight: &Vec<f32>,
         eps: f32,
     ) -> Result<(), RunError> {
-        Ok(rms_norm_heads(&self.pool, &mut x.data, x.width, heads, weight, eps)?)
+        Ok(rms_norm_heads(
+            &self.pool,
+            &mut x.data,
+            x.width,
+            heads,
+            weight,
+            eps,
+        )?)
     }
 
     fn rope(&mut self, qkv: &mut CpuRows, layout: QkvLayout) -> Result<(), RunError> {
         // Query and key heads lie side by side: one pass rotates both.
         let num_heads = layout.num_heads + layout.num_kv_heads;
-        let heads = Heads { offset: 0, num_heads, head_dim: layout.head_dim };
-        Ok(rope(&self.pool, &mut qkv.data, qkv.width, heads, &self.angles)?)
+        let heads = Heads {
+            offset: 0,
+            num_heads,
+            head_dim: layout.head_dim,
+        };
+        Ok(rope(
+            &self.pool,
+            &mut qkv.data,
+            qkv.width,
+            heads,
+            &self.angles,
+        )?)
     }
 
     fn attend(
@@ -251,7 +301,12 @@ impl Backend for CpuBackend {
     }
 
     fn silu_mul(&mut self, gate_up: &CpuRows, out: &mut CpuRows) -> Result<(), RunError> {
-        Ok(silu_mul(&self.pool, &gate_up.data, out.width, &mut out.data)?)
+        Ok(silu_mul(
+            &self.pool,
+            &gate_up.data,
+            out.width,
+            &mut out.data,
+        )?)
     }
 
     fn gather(
@@ -261,10 +316,17 @@ impl Backend for CpuBackend {
         out: &mut CpuRows,
     ) -> Result<(), RunError> {
         for (row, out) in rows.zip(out.data.chunks_exact_mut(x.width)) {
-            let source = x.data.chunks_exact(x.width).nth(row as usize).ok_or_else(|| {
-                let reason = format!("row {row} of {}", x.data.len() / x.width);
-                RunError::Batch { field: "outputs", reason }
-            })?;
+            let source = x
+                .data
+                .chunks_exact(x.width)
+                .nth(row as usize)
+                .ok_or_else(|| {
+                    let reason = format!("row {row} of {}", x.data.len() / x.width);
+                    RunError::Batch {
+                        field: "outputs",
+                        reason,
+                    }
+                })?;
             out.copy_from_slice(source);
         }
         Ok(())

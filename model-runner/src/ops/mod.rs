@@ -36,19 +36,31 @@ impl QkvLayout {
 
     /// The query heads.
     pub fn q(&self) -> Heads {
-        Heads { offset: 0, num_heads: self.num_heads, head_dim: self.head_dim }
+        Heads {
+            offset: 0,
+            num_heads: self.num_heads,
+            head_dim: self.head_dim,
+        }
     }
 
     /// The key heads.
     pub fn k(&self) -> Heads {
         let offset = self.num_heads * self.head_dim;
-        Heads { offset, num_heads: self.num_kv_heads, head_dim: self.head_dim }
+        Heads {
+            offset,
+            num_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+        }
     }
 
     /// The value heads.
     pub fn v(&self) -> Heads {
         let offset = (self.num_heads + self.num_kv_heads) * self.head_dim;
-        Heads { offset, num_heads: self.num_kv_heads, head_dim: self.head_dim }
+        Heads {
+            offset,
+            num_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+        }
     }
 }
 

@@ -16,7 +16,12 @@ pub(crate) fn model_path(name: &str) -> PathBuf {
         .join(name)
 }
 
-pub(crate) fn runner(name: &str, dtype: WeightDtype, kv_dtype: KvDtype, block_size: usize) -> CpuRunner {
+pub(crate) fn runner(
+    name: &str,
+    dtype: WeightDtype,
+    kv_dtype: KvDtype,
+    block_size: usize,
+) -> CpuRunner {
     let checkpoint = Checkpoint::open(&model_path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let model = Model::load(
         &checkpoint,
@@ -65,8 +70,10 @@ impl Sequence {
 #[derive(Clone, Copy)]
 pub(crate) enum Ask {
     Nothing,
-    /// Log-probabilities of the whole vocabulary after each row.
-    Scores,
+    /// Log-probability of the next token after each row, with this many of the best.
+    Scores {
+        top: usize,
+    },
     Greedy,
 }
 
@@ -91,14 +98,11 @@ pub(crate) fn push(
         batch
             .slots
             .push(block * block_size as u32 + (position % block_size) as u32);
-        if let Ask::Scores = ask {
+        if let Ask::Scores { top } = ask {
             let token = sequence.tokens.get(position + 1).copied().unwrap_or(0);
             batch.outputs.push(OutputRow {
                 row,
-                want: Want::Score {
-                    token,
-                    top: usize::MAX,
-                },
+                want: Want::Score { token, top },
             });
         }
     }
@@ -138,13 +142,14 @@ pub(crate) fn by_token(logprobs: &TokenLogprobs) -> Vec<f32> {
     all
 }
 
-/// Log-probabilities after every token of a prompt, computed in chunks.
+/// Log-probabilities of the token after each token of a prompt, computed in chunks.
 pub(crate) fn scores(
     runner: &mut CpuRunner,
     block_size: usize,
     tokens: &[TokenId],
     chunk: usize,
-) -> Vec<Vec<f32>> {
+    top: usize,
+) -> Vec<TokenLogprobs> {
     let mut sequence = Sequence::new(3, block_size, tokens);
     let mut all = Vec::new();
     while sequence.num_computed < tokens.len() {
@@ -155,16 +160,18 @@ pub(crate) fn scores(
             &mut sequence,
             num_tokens,
             block_size,
-            Ask::Scores,
+            Ask::Scores { top },
         );
-        let out = run(runner, &batch);
-        all.extend(
-            out.rows
-                .iter()
-                .map(|r| by_token(r.as_ref().unwrap().logprobs.as_ref().unwrap())),
-        );
+        all.extend(logprobs(run(runner, &batch)));
     }
     all
+}
+
+/// The log-probabilities of a step that only scores.
+pub(crate) fn logprobs(out: StepOutput) -> impl Iterator<Item = TokenLogprobs> {
+    out.rows
+        .into_iter()
+        .map(|row| row.unwrap().logprobs.unwrap())
 }
 
 /// Greedy continuation, with the margin of the best log-probability over the second.
