@@ -109,9 +109,12 @@ impl BlockManager {
         if let Some(place) = tail {
             self.copy_on_write(t, place);
         }
-        for _ in 0..num_new {
-            let block = self.allocate();
-            self.tables.get_mut(t).blocks.push(block);
+        if num_new > 0 {
+            let table = self.tables.get_mut(t);
+            for _ in 0..num_new {
+                let block = allocate(&mut self.pool, &mut self.index, &mut self.counters);
+                table.blocks.push(block);
+            }
         }
         Ok(())
     }
@@ -281,21 +284,9 @@ impl BlockManager {
         self.copies.complete(&mut self.pool, step);
     }
 
-    /// Takes a block off the list, which is not empty, for the one table that will hold it.
-    fn allocate(&mut self) -> BlockId {
-        let block = self.pool.front().expect("availability was checked");
-        self.pool.acquire(block);
-        if self.pool.get(block).is_published() {
-            let index = self.index.as_mut().expect("published blocks are indexed");
-            index.unpublish(&mut self.pool, block);
-            self.counters.num_evictions += 1;
-        }
-        block
-    }
-
     /// Replaces the shared block at `place` by a copy of the table's own.
     fn copy_on_write(&mut self, t: TableId, place: usize) {
-        let dst = self.allocate();
+        let dst = allocate(&mut self.pool, &mut self.index, &mut self.counters);
         let table = self.tables.get_mut(t);
         let src = core::mem::replace(&mut table.blocks[place], dst);
         if let Some(index) = &mut self.index {
@@ -305,6 +296,19 @@ impl BlockManager {
         self.pool.drop_ref(src);
         self.counters.num_copies += 1;
     }
+}
+
+/// Takes a block off the list, which is not empty, for the one table that will hold it.
+#[inline]
+fn allocate(pool: &mut Pool, index: &mut Option<PrefixIndex>, counters: &mut Counters) -> BlockId {
+    let block = pool.front().expect("availability was checked");
+    pool.acquire(block);
+    if pool.get(block).is_published() {
+        let index = index.as_mut().expect("published blocks are indexed");
+        index.unpublish(pool, block);
+        counters.num_evictions += 1;
+    }
+    block
 }
 
 /// The cached blocks of `tokens` from the first on, one token left to compute.
@@ -335,6 +339,7 @@ pub(crate) fn missing_blocks(table: &Table, num_slots: usize, size: BlockSize) -
 }
 
 /// Publishes the table's full block at `place`, or takes the one published before it.
+#[inline(never)]
 fn publish(pool: &mut Pool, index: &mut PrefixIndex, table: &mut Table, place: usize) {
     let chain = match place.checked_sub(1) {
         Some(before) => Chain::after(pool, table.blocks[before]),
