@@ -273,14 +273,15 @@ mod tests {
 
     #[test]
     fn sequential_blocks_spread_over_the_table() {
-        // 65,536 balls in as many bins leave about 1/e of them empty.
+        // As many balls as bins leave about 1/e of the bins empty. Miri takes minutes for more.
+        let bins = if cfg!(miri) { 1 << 10 } else { 1 << 16 };
         let hasher = Hasher::new(7);
-        let mut hit = vec![false; 1 << 16];
-        for i in 0..1u32 << 16 {
-            hit[(spread(hasher.block(0, &[i, 0, 0, 0])) & 0xFFFF) as usize] = true;
+        let mut hit = vec![false; bins];
+        for i in 0..bins {
+            hit[spread(hasher.block(0, &[i as u32, 0, 0, 0])) as usize % bins] = true;
         }
-        let empty = hit.iter().filter(|&&h| !h).count() as f64 / 65536.0;
-        assert!((0.35..0.39).contains(&empty), "{empty}");
+        let empty = hit.iter().filter(|&&h| !h).count() as f64 / bins as f64;
+        assert!((0.33..0.40).contains(&empty), "{empty}");
     }
 
     #[test]
