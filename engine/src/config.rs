@@ -1,0 +1,93 @@
+//! What an engine is made from.
+
+use std::time::Duration;
+
+use crate::EngineError;
+
+/// Sizes and caps of an [`Engine`](crate::Engine).
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    /// Tokens a block of the KV cache holds.
+    pub block_size: usize,
+    /// Blocks of the KV cache; the executor's cache must have as many of the same size.
+    pub num_blocks: usize,
+    /// Most tokens of a sequence, prompt and output together.
+    pub max_model_len: usize,
+    /// Most sequences computed at once.
+    pub max_num_seqs: usize,
+    /// Most tokens a step computes; at least `max_num_seqs`.
+    pub max_num_batched_tokens: usize,
+    /// Most tokens of one prompt computed in a step; 0 sets no limit but the step's.
+    pub long_prefill_token_threshold: usize,
+    /// Most sequences that wait to be scheduled for the first time; a request of `n` counts as
+    /// `n`.
+    pub max_num_queued_requests: usize,
+    /// Most prompt tokens of the waiting sequences together.
+    pub max_num_queued_tokens: usize,
+    /// Most sequences a request may ask for.
+    pub max_n: usize,
+    /// Keep computed blocks findable for later prompts with the same beginning.
+    pub enable_prefix_caching: bool,
+    /// Share of the blocks that admission leaves to running sequences, in `[0, 1)`.
+    pub watermark: f64,
+    /// Seed of the prefix cache's hash. A server draws it at random; a simulation fixes it.
+    pub hash_seed: u64,
+    /// How long work may wait without a step being completed before the engine counts as sick.
+    pub stall_timeout: Duration,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        let scheduler = pageloom_scheduler::Config::default();
+        EngineConfig {
+            block_size: 16,
+            num_blocks: 1024,
+            max_model_len: scheduler.max_model_len,
+            max_num_seqs: scheduler.max_num_seqs,
+            max_num_batched_tokens: scheduler.max_num_batched_tokens,
+            long_prefill_token_threshold: scheduler.long_prefill_token_threshold,
+            max_num_queued_requests: scheduler.max_num_queued_requests,
+            max_num_queued_tokens: scheduler.max_num_queued_tokens,
+            max_n: 128,
+            enable_prefix_caching: true,
+            watermark: scheduler.watermark,
+            hash_seed: 0,
+            stall_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+impl EngineConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`EngineError::Blocks`] or [`EngineError::Scheduler`] names the field.
+    pub fn validate(&self) -> Result<(), EngineError> {
+        self.blocks().validate()?;
+        self.scheduler().validate()?;
+        Ok(())
+    }
+
+    /// The part the block manager needs.
+    pub(crate) fn blocks(&self) -> pageloom_block_manager::Config {
+        pageloom_block_manager::Config {
+            block_size: self.block_size,
+            num_blocks: self.num_blocks,
+            prefix_caching: self.enable_prefix_caching,
+            hash_seed: self.hash_seed,
+        }
+    }
+
+    /// The part the scheduler needs.
+    pub(crate) fn scheduler(&self) -> pageloom_scheduler::Config {
+        pageloom_scheduler::Config {
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_model_len: self.max_model_len,
+            max_num_queued_requests: self.max_num_queued_requests,
+            max_num_queued_tokens: self.max_num_queued_tokens,
+            long_prefill_token_threshold: self.long_prefill_token_threshold,
+            watermark: self.watermark,
+        }
+    }
+}

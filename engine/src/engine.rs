@@ -1,0 +1,273 @@
+//! The synchronous core: requests in, steps, events out.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use pageloom_block_manager::BlockManager;
+use pageloom_model_runner::{Batch, SamplingParams, TokenId};
+use pageloom_scheduler::{NewSequence, Scheduler, SeqEvent, SeqId, SeqResult};
+
+use crate::{
+    EngineConfig, EngineError, EngineStats, Executor, FinishReason, Request, RequestError,
+    RequestEvent, RequestId,
+    limits::Limits,
+    sequence::{SequenceState, Shared},
+    stats::SequenceTimes,
+    text::{StopStrings, Tokenizer},
+};
+
+/// Failed steps in a row after which the executor counts as broken.
+pub(crate) const MAX_FAILED_STEPS: usize = 3;
+
+/// Serves requests step by step, on the caller's clock and thread.
+///
+/// See the [crate page](crate) for an example. [`AsyncEngine`](crate::AsyncEngine) runs one on a
+/// thread of its own.
+pub struct Engine {
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) executor: Box<dyn Executor + Send>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) requests: HashMap<RequestId, RequestState>,
+    /// By [`SeqId::index`].
+    pub(crate) states: Vec<Option<SequenceState>>,
+    pub(crate) events: VecDeque<(RequestId, RequestEvent)>,
+    pub(crate) stats: EngineStats,
+    /// The step handed to the executor.
+    pub(crate) in_flight: bool,
+    /// Its number and how many rows its output must have.
+    pub(crate) expected: (u64, usize),
+    pub(crate) num_failed_steps_in_row: usize,
+    /// Buffers kept from step to step.
+    pub(crate) batch: Batch,
+    pub(crate) results: Vec<SeqResult>,
+    pub(crate) seq_events: Vec<SeqEvent>,
+    next_request: u64,
+}
+
+/// What the engine knows of a request besides its sequences.
+pub(crate) struct RequestState {
+    /// Sequences that have not ended, in order; the first computes the prompt for all.
+    pub(crate) alive: Vec<SeqId>,
+    pub(crate) prompt_sent: bool,
+    pub(crate) wants_prompt_logprobs: bool,
+}
+
+impl Engine {
+    /// Makes an idle engine. `executor` must have a cache of `config.num_blocks` blocks.
+    ///
+    /// # Errors
+    /// Those of [`EngineConfig::validate`].
+    pub fn new(
+        config: EngineConfig,
+        executor: Box<dyn Executor + Send>,
+        tokenizer: Arc<Tokenizer>,
+    ) -> Result<Self, EngineError> {
+        config.validate()?;
+        let blocks = BlockManager::new(config.blocks())?;
+        let scheduler = Scheduler::new(config.scheduler(), blocks)?;
+        let mut stats = EngineStats::new();
+        stats.refresh(&scheduler);
+        Ok(Engine {
+            limits: Arc::new(Limits::new(config, executor.vocab_size())),
+            executor,
+            tokenizer,
+            scheduler,
+            requests: HashMap::new(),
+            states: Vec::new(),
+            events: VecDeque::new(),
+            stats,
+            in_flight: false,
+            expected: (0, 0),
+            num_failed_steps_in_row: 0,
+            batch: Batch::default(),
+            results: Vec::new(),
+            seq_events: Vec::new(),
+            next_request: 0,
+        })
+    }
+
+    /// Takes a request in: all its sequences or none. Nothing is allocated for a request that
+    /// is refused.
+    ///
+    /// `now` is the time of arrival on the clock that [`step`](Self::step) is given.
+    ///
+    /// # Errors
+    /// [`RequestError`] names the field that is not accepted, or says that there is no room.
+    pub fn add(&mut self, request: Request, now: Duration) -> Result<RequestId, RequestError> {
+        let max_tokens = self.limits.check(&request)?;
+        let num_tokens =
+            request.prompt.len().checked_mul(request.n).ok_or_else(|| {
+                RequestError::invalid("n", format!("is too large: {}", request.n))
+            })?;
+        self.scheduler.check_queue(request.n, num_tokens)?;
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        let shared = Shared {
+            own_stop_tokens: request.sampling.stop_token_ids.as_slice().into(),
+            max_tokens,
+            times: SequenceTimes::new(now),
+            stop_strings: StopStrings::new(request.stop.clone(), request.include_stop_in_output),
+        };
+        let mut state = RequestState {
+            alive: Vec::with_capacity(request.n),
+            prompt_sent: false,
+            wants_prompt_logprobs: request.prompt_logprobs.is_some(),
+        };
+        for index in 0..request.n {
+            match self.add_sequence(&request, (id, index), &shared, &state.alive) {
+                Ok(seq) => state.alive.push(seq),
+                Err(error) => {
+                    // Checked above for all of them; whatever was added must not stay behind.
+                    for seq in state.alive {
+                        self.drop_sequence(seq);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        self.requests.insert(id, state);
+        Ok(id)
+    }
+
+    /// Ends a request at any moment. Its unfinished sequences get a last event with
+    /// [`FinishReason::Abort`]; their blocks are free within a step. Returns whether it was
+    /// alive.
+    pub fn abort(&mut self, id: RequestId, now: Duration) -> bool {
+        let alive = self.requests.contains_key(&id);
+        self.end_request(id, &FinishReason::Abort, now);
+        alive
+    }
+
+    /// Aborts every request.
+    pub fn abort_all(&mut self, now: Duration) {
+        let mut ids: Vec<_> = self.requests.keys().copied().collect();
+        ids.sort();
+        for id in ids {
+            self.abort(id, now);
+        }
+    }
+
+    /// Whether any request is unfinished.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.scheduler.has_work()
+    }
+
+    /// Events since the last call, in the order they happened. Whoever steps the engine drains
+    /// it: events are kept until then.
+    pub fn drain_events(&mut self) -> impl Iterator<Item = (RequestId, RequestEvent)> + '_ {
+        self.events.drain(..)
+    }
+
+    /// Figures now and so far.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        let mut stats = self.stats.clone();
+        stats.refresh(&self.scheduler);
+        stats
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &EngineConfig {
+        self.limits.config()
+    }
+
+    /// The tokeniser.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// False once several steps in a row failed as a whole; true again when one succeeds.
+    #[must_use]
+    pub fn is_executor_healthy(&self) -> bool {
+        self.num_failed_steps_in_row < MAX_FAILED_STEPS
+    }
+
+    fn add_sequence(
+        &mut self,
+        request: &Request,
+        (id, index): (RequestId, usize),
+        shared: &Shared,
+        earlier: &[SeqId],
+    ) -> Result<SeqId, RequestError> {
+        let seq = self.scheduler.add(NewSequence {
+            prompt: request.prompt.clone(),
+            max_tokens: shared.max_tokens,
+            namespace: self.limits.namespace(request.cache_salt.as_deref()),
+            // The prompt's scores are the same for all: the first sequence reports them.
+            score_prompt: request.prompt_logprobs.is_some() && index == 0,
+            follows: earlier.first().copied(),
+        })?;
+        let params = sequence_params(request, index, self.tokenizer.eos_ids());
+        let state = SequenceState::new(seq, (id, index), request, params, shared);
+        if self.states.len() <= seq.index() {
+            self.states.resize_with(seq.index() + 1, || None);
+        }
+        self.states[seq.index()] = Some(state);
+        Ok(seq)
+    }
+
+    /// The state of a sequence that has not ended for the engine.
+    pub(crate) fn state(&mut self, id: SeqId) -> Option<&mut SequenceState> {
+        let state = self.states.get_mut(id.index())?.as_mut()?;
+        (state.id == id).then_some(state)
+    }
+
+    /// Forgets a sequence, in the scheduler too if it is alive there.
+    pub(crate) fn drop_sequence(&mut self, id: SeqId) -> Option<SequenceState> {
+        self.scheduler.finish(id);
+        self.state(id)?;
+        self.states[id.index()].take()
+    }
+
+    /// Ends one sequence with a last event that has the text held back so far.
+    pub(crate) fn end_sequence(&mut self, id: SeqId, reason: FinishReason, now: Duration) {
+        if let Some(mut state) = self.drop_sequence(id) {
+            let delta = state.end(&self.tokenizer, reason.clone());
+            let event = RequestEvent::Output(delta);
+            self.events.push_back((state.request, event));
+            self.note_end(&state, &reason, now);
+        }
+    }
+
+    /// Counts the end of a sequence that was dropped, and forgets its request with the last one.
+    pub(crate) fn note_end(&mut self, state: &SequenceState, reason: &FinishReason, now: Duration) {
+        self.stats.observe_end(&state.times, reason, now);
+        if let Some(request) = self.requests.get_mut(&state.request) {
+            request.alive.retain(|&seq| seq != state.id);
+            if request.alive.is_empty() {
+                self.requests.remove(&state.request);
+            }
+        }
+    }
+
+    /// Ends all sequences of a request that are left.
+    pub(crate) fn end_request(&mut self, id: RequestId, reason: &FinishReason, now: Duration) {
+        let Some(request) = self.requests.get(&id) else {
+            return;
+        };
+        for seq in request.alive.clone() {
+            self.end_sequence(seq, reason.clone(), now);
+        }
+    }
+}
+
+/// The parameters of one of a request's sequences.
+fn sequence_params(request: &Request, index: usize, eos_ids: &[TokenId]) -> SamplingParams {
+    let mut params = request.sampling.clone();
+    params.seed = params.seed.wrapping_add(index as u64);
+    if !request.ignore_eos {
+        for &eos in eos_ids {
+            if !params.stop_token_ids.contains(&eos) {
+                params.stop_token_ids.push(eos);
+            }
+        }
+    }
+    params
+}

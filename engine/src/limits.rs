@@ -1,0 +1,158 @@
+//! What a request may ask for, checked before anything is allocated for it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use pageloom_block_manager::Namespace;
+use pageloom_model_runner::MAX_LOGPROBS;
+
+use crate::{EngineConfig, Request, RequestError};
+
+/// Most stop strings of a request.
+pub const MAX_STOP_STRINGS: usize = 64;
+/// Longest stop string, in bytes.
+pub const MAX_STOP_BYTES: usize = 4096;
+
+/// The bounds on a request; immutable, so that any thread can check.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    config: EngineConfig,
+    vocab_size: usize,
+}
+
+impl Limits {
+    pub(crate) fn new(config: EngineConfig, vocab_size: usize) -> Self {
+        Limits { config, vocab_size }
+    }
+
+    pub(crate) fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// Checks every field and returns the tokens the request may generate at most.
+    pub(crate) fn check(&self, request: &Request) -> Result<usize, RequestError> {
+        if request.prompt.is_empty() {
+            return Err(RequestError::invalid(
+                "prompt",
+                "must have at least one token",
+            ));
+        }
+        let max_tokens = self.check_length(request)?;
+        self.check_tokens(request)?;
+        request.sampling.validate(self.vocab_size)?;
+        let min_tokens = request.sampling.min_tokens;
+        if min_tokens > max_tokens {
+            return Err(RequestError::invalid(
+                "min_tokens",
+                format!("must be at most max_tokens, {max_tokens} here, got {min_tokens}"),
+            ));
+        }
+        let max_n = self.config.max_n;
+        if request.n == 0 || request.n > max_n {
+            return Err(RequestError::invalid(
+                "n",
+                format!("must be between 1 and {max_n}, got {}", request.n),
+            ));
+        }
+        if let Some(top) = request.prompt_logprobs
+            && top > MAX_LOGPROBS
+        {
+            return Err(RequestError::invalid(
+                "prompt_logprobs",
+                format!("must be at most {MAX_LOGPROBS}, got {top}"),
+            ));
+        }
+        check_stop(&request.stop)?;
+        Ok(max_tokens)
+    }
+
+    /// The namespace of a salt: secret enough that nobody can make two salts meet.
+    pub(crate) fn namespace(&self, cache_salt: Option<&str>) -> Namespace {
+        let Some(salt) = cache_salt else {
+            return Namespace(0);
+        };
+        let mut hasher = DefaultHasher::new();
+        (self.config.hash_seed, salt).hash(&mut hasher);
+        // Number 0 is that of requests without a salt.
+        Namespace(hasher.finish() | 1)
+    }
+
+    fn check_length(&self, request: &Request) -> Result<usize, RequestError> {
+        let max_model_len = self.config.max_model_len;
+        let num_prompt_tokens = request.prompt.len();
+        let too_long = RequestError::PromptTooLong {
+            num_prompt_tokens,
+            max_model_len,
+        };
+        let Some(room) = max_model_len.checked_sub(num_prompt_tokens) else {
+            return Err(too_long);
+        };
+        // The last token is drawn but never computed, so it needs no slot.
+        let num_slots = self.config.num_blocks * self.config.block_size;
+        let fits = (num_slots + 1).saturating_sub(num_prompt_tokens);
+        let max_tokens = match request.max_tokens {
+            None | Some(1..) if room == 0 => return Err(too_long),
+            Some(max_tokens) if max_tokens > room => {
+                return Err(RequestError::invalid(
+                    "max_tokens",
+                    format!(
+                        "must be at most {room}, since the prompt has {num_prompt_tokens} of the \
+                         context's {max_model_len} tokens, got {max_tokens}"
+                    ),
+                ));
+            }
+            Some(max_tokens) => max_tokens,
+            // To the end of the context, or of what the cache can hold; at least one, and
+            // whether that fits is the next question.
+            None => room.min(fits).max(1),
+        };
+        let longest = num_prompt_tokens + max_tokens - usize::from(max_tokens > 0);
+        if longest > num_slots {
+            return Err(RequestError::NeverFits {
+                needed_blocks: longest.div_ceil(self.config.block_size),
+                num_blocks: self.config.num_blocks,
+            });
+        }
+        Ok(max_tokens)
+    }
+
+    fn check_tokens(&self, request: &Request) -> Result<(), RequestError> {
+        let vocab_size = self.vocab_size;
+        match request.prompt.iter().find(|&&id| id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(id) => Err(RequestError::invalid(
+                "prompt",
+                format!("must have token ids below {vocab_size}, got {id}"),
+            )),
+        }
+    }
+}
+
+fn check_stop(stop: &[String]) -> Result<(), RequestError> {
+    if stop.len() > MAX_STOP_STRINGS {
+        return Err(RequestError::invalid(
+            "stop",
+            format!(
+                "must have at most {MAX_STOP_STRINGS} strings, got {}",
+                stop.len()
+            ),
+        ));
+    }
+    for string in stop {
+        if string.is_empty() {
+            return Err(RequestError::invalid(
+                "stop",
+                "must not contain an empty string",
+            ));
+        }
+        if string.len() > MAX_STOP_BYTES {
+            return Err(RequestError::invalid(
+                "stop",
+                format!(
+                    "must have strings of at most {MAX_STOP_BYTES} bytes, got {}",
+                    string.len()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,291 @@
+//! An executor without a model, whose tokens depend on every byte a real one would read.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use pageloom_model_runner::{
+    Batch, RowError, RowOutput, SamplingParams, StepOutput, TokenId, TokenLogprobs, Want,
+};
+
+use crate::{Executor, ExecutorError};
+
+/// Size, speed and misbehaviour of a [`SimExecutor`].
+#[derive(Debug, Clone)]
+pub struct SimConfig {
+    /// Tokens a block holds.
+    pub block_size: usize,
+    /// Blocks of the cache.
+    pub num_blocks: usize,
+    /// Tokens are below this.
+    pub vocab_size: usize,
+    /// Time a step takes whatever it computes.
+    pub step_time: Duration,
+    /// Time each token of a step adds.
+    pub token_time: Duration,
+    /// Sleep for that time; otherwise it only passes on [`SimClock`].
+    pub sleep: bool,
+    /// Steps, by number, at which something goes wrong.
+    pub faults: Vec<(u64, SimFault)>,
+    /// Rows whose context has this token fail.
+    pub poison_token: Option<TokenId>,
+}
+
+impl Default for SimConfig {
+    fn default() -> Self {
+        SimConfig {
+            block_size: 16,
+            num_blocks: 1024,
+            vocab_size: 256,
+            step_time: Duration::from_millis(10),
+            token_time: Duration::from_micros(100),
+            sleep: false,
+            faults: Vec::new(),
+            poison_token: None,
+        }
+    }
+}
+
+/// What goes wrong at a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SimFault {
+    /// `submit` returns an error.
+    Submit,
+    /// `wait` returns an error after some of the step was written.
+    Wait,
+    /// `wait` panics after some of the step was written.
+    Panic,
+    /// This output row fails, all others are fine.
+    Row(usize),
+}
+
+/// The virtual time of a simulator, readable from anywhere.
+#[derive(Debug, Clone, Default)]
+pub struct SimClock(Arc<AtomicU64>);
+
+impl SimClock {
+    /// Time since the simulator was made.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Lets time pass, as an idle engine does until the next request arrives.
+    pub fn advance(&self, by: Duration) {
+        let nanos = u64::try_from(by.as_nanos()).expect("less than 584 years");
+        self.0.fetch_add(nanos, Ordering::Relaxed);
+    }
+}
+
+/// Stands in for a model: stores what it is given into a paged cache through the slots, and
+/// draws each token from a hash of what it reads back through the block table. A wrong slot,
+/// table, copy, share or free changes what it draws, so comparing outputs finds them all.
+///
+/// Of [`SamplingParams`] it honours `temperature` (0 or not), `top_k`, `seed`,
+/// `allowed_token_ids`, `stop_token_ids` with `min_tokens`, and `logprobs`; the penalties only in
+/// that the history it is given is part of the hash. Its distribution is geometric: the best
+/// token has probability 1/2, the next 1/4, and so on.
+#[derive(Debug)]
+pub struct SimExecutor {
+    config: SimConfig,
+    clock: SimClock,
+    /// Per slot: the token whose keys and values it holds, and its position.
+    slots: Vec<(TokenId, u32)>,
+    submitted: Option<Batch>,
+}
+
+impl SimExecutor {
+    /// Makes a simulator with an empty cache.
+    #[must_use]
+    pub fn new(config: SimConfig) -> Self {
+        SimExecutor {
+            slots: vec![(TokenId::MAX, u32::MAX); config.num_blocks * config.block_size],
+            clock: SimClock::default(),
+            submitted: None,
+            config,
+        }
+    }
+
+    /// The clock its steps advance.
+    #[must_use]
+    pub fn clock(&self) -> SimClock {
+        self.clock.clone()
+    }
+
+    fn fault(&self, step: u64) -> Option<SimFault> {
+        let mut faults = self.config.faults.iter();
+        faults.find(|(at, _)| *at == step).map(|&(_, fault)| fault)
+    }
+
+    fn pass_time(&self, num_tokens: usize) {
+        let tokens = u32::try_from(num_tokens).expect("a step has less than 2^32 tokens");
+        let time = self.config.step_time + self.config.token_time * tokens;
+        self.clock.advance(time);
+        if self.config.sleep {
+            std::thread::sleep(time);
+        }
+    }
+
+    fn copy_blocks(&mut self, batch: &Batch) {
+        let size = self.config.block_size;
+        // A device does the copies in any order; this one changes it from step to step.
+        let forward = batch.step.is_multiple_of(2);
+        let num_copies = batch.copies.len();
+        for i in 0..num_copies {
+            let (src, dst) = batch.copies[if forward { i } else { num_copies - 1 - i }];
+            let (src, dst) = (src as usize * size, dst as usize * size);
+            self.slots.copy_within(src..src + size, dst);
+        }
+    }
+
+    fn write(&mut self, batch: &Batch) {
+        for (row, &slot) in batch.slots.iter().enumerate() {
+            self.slots[slot as usize] = (batch.tokens[row], batch.positions[row]);
+        }
+    }
+
+    fn output(&self, batch: &Batch, index: usize, seq: usize) -> Result<RowOutput, RowError> {
+        let output = &batch.outputs[index];
+        let (start, end) = (batch.table_offsets[seq], batch.table_offsets[seq + 1]);
+        let table = &batch.block_tables[start as usize..end as usize];
+        let position = batch.positions[output.row as usize];
+        let mut hash = 0;
+        for at in 0..=position as usize {
+            let block = table[at / self.config.block_size] as usize;
+            let (token, stored_at) =
+                self.slots[block * self.config.block_size + at % self.config.block_size];
+            if Some(token) == self.config.poison_token {
+                return Err(RowError::NotANumber { token });
+            }
+            hash = mix(mix(hash, u64::from(token)), u64::from(stored_at));
+        }
+        match &output.want {
+            Want::Score { token, top } => Ok(RowOutput {
+                token: *token,
+                logprobs: Some(self.logprobs(hash, *token, *top)),
+            }),
+            Want::Sample {
+                params,
+                num_prompt_tokens,
+                history,
+            } => {
+                let hash = history.iter().fold(hash, |h, &t| mix(h, u64::from(t)));
+                let num_generated = (position as usize + 1) - *num_prompt_tokens as usize;
+                let token = self.draw(hash, params, u64::from(position), num_generated)?;
+                let logprobs = params.logprobs.map(|top| self.logprobs(hash, token, top));
+                Ok(RowOutput { token, logprobs })
+            }
+        }
+    }
+
+    /// The token of a rank, from 0, in the distribution that `hash` stands for.
+    fn ranked(&self, hash: u64, rank: u64) -> TokenId {
+        let vocab_size = self.config.vocab_size as u64;
+        ((hash % vocab_size + rank) % vocab_size) as TokenId
+    }
+
+    fn draw(
+        &self,
+        hash: u64,
+        params: &SamplingParams,
+        position: u64,
+        num_generated: usize,
+    ) -> Result<TokenId, RowError> {
+        let mut wanted = match params.temperature {
+            0.0 => 0,
+            _ => mix(mix(hash, params.seed), position).trailing_zeros(),
+        };
+        if params.top_k > 0 {
+            wanted = wanted.min(params.top_k - 1);
+        }
+        let banned = |token: &TokenId| {
+            let stops = num_generated < params.min_tokens && params.stop_token_ids.contains(token);
+            let allowed = &params.allowed_token_ids;
+            stops || (!allowed.is_empty() && !allowed.contains(token))
+        };
+        let ranks = 0..self.config.vocab_size as u64;
+        let mut best = ranks
+            .map(|rank| self.ranked(hash, rank))
+            .filter(|t| !banned(t));
+        let first = best.next().ok_or(RowError::NothingAllowed)?;
+        match wanted {
+            0 => Ok(first),
+            rank => Ok(best.nth(rank as usize - 1).unwrap_or(first)),
+        }
+    }
+
+    fn logprobs(&self, hash: u64, token: TokenId, top: usize) -> TokenLogprobs {
+        let logprob = |rank: u64| -((rank + 1) as f32) * std::f32::consts::LN_2;
+        let vocab_size = self.config.vocab_size as u64;
+        let rank = (u64::from(token) + vocab_size - hash % vocab_size) % vocab_size;
+        TokenLogprobs {
+            logprob: logprob(rank),
+            rank: rank as u32 + 1,
+            top: (0..vocab_size.min(top as u64))
+                .map(|rank| (self.ranked(hash, rank), logprob(rank)))
+                .collect(),
+        }
+    }
+}
+
+impl Executor for SimExecutor {
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn submit(&mut self, batch: Batch) -> Result<(), ExecutorError> {
+        if self.fault(batch.step) == Some(SimFault::Submit) {
+            return Err(injected(batch.step));
+        }
+        self.submitted = Some(batch);
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(Batch, StepOutput), ExecutorError> {
+        let batch = self.submitted.take().expect("a step was submitted");
+        self.pass_time(batch.tokens.len());
+        self.copy_blocks(&batch);
+        let fault = self.fault(batch.step);
+        if matches!(fault, Some(SimFault::Wait | SimFault::Panic)) {
+            for &slot in batch.slots.iter().step_by(2) {
+                self.slots[slot as usize] = (0, 0);
+            }
+            match fault {
+                Some(SimFault::Panic) => panic!("injected at step {}", batch.step),
+                _ => return Err(injected(batch.step)),
+            }
+        }
+        self.write(&batch);
+        let mut rows = Vec::with_capacity(batch.outputs.len());
+        let mut seq = 0;
+        for (index, output) in batch.outputs.iter().enumerate() {
+            while batch.row_offsets[seq + 1] <= output.row {
+                seq += 1;
+            }
+            rows.push(match fault {
+                Some(SimFault::Row(failing)) if failing == index => Err(RowError::NotANumber {
+                    token: batch.tokens[output.row as usize],
+                }),
+                _ => self.output(&batch, index, seq),
+            });
+        }
+        let step = batch.step;
+        Ok((batch, StepOutput { step, rows }))
+    }
+}
+
+fn injected(step: u64) -> ExecutorError {
+    ExecutorError::Failed(format!("injected at step {step}").into())
+}
+
+/// One round of a 64-bit mixer (the finaliser of splitmix64).
+fn mix(state: u64, value: u64) -> u64 {
+    let mut z = (state ^ value).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

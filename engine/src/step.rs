@@ -1,0 +1,255 @@
+//! One step of the engine: plan, execute, take in.
+
+use std::time::Duration;
+
+use pageloom_model_runner::{Batch, RowError, RowOutput, StepOutput};
+use pageloom_scheduler::{EndReason, PlannedSeq, SeqEvent, SeqId, SeqResult};
+
+use crate::{
+    Engine, EngineError, ExecutorError, FinishReason, RequestEvent, batch, executor::guarded,
+};
+
+impl Engine {
+    /// Plans, computes and takes in one step, all at time `now`. Returns false if there was
+    /// nothing to do.
+    ///
+    /// A step that fails ends the sequences that were part of it with [`FinishReason::Error`];
+    /// all others go on, and so does the engine. The same holds when the executor panics.
+    ///
+    /// # Errors
+    /// [`EngineError::Stalled`], a bug.
+    pub fn step(&mut self, now: Duration) -> Result<bool, EngineError> {
+        if !self.begin_step(now)? {
+            return Ok(false);
+        }
+        self.end_step(|| now);
+        Ok(true)
+    }
+
+    /// The first half of [`step`](Self::step): hands a step to the executor. Between the halves
+    /// requests may be added and aborted. Returns false if there was nothing to do.
+    ///
+    /// # Errors
+    /// [`EngineError::Stalled`], a bug.
+    ///
+    /// # Panics
+    /// If a step was begun and not ended.
+    pub fn begin_step(&mut self, now: Duration) -> Result<bool, EngineError> {
+        assert!(!self.in_flight, "a step was begun and not ended");
+        let Some(plan) = self.scheduler.schedule() else {
+            if !self.scheduler.has_work() {
+                return Ok(false);
+            }
+            let stats = self.scheduler.stats();
+            return Err(EngineError::Stalled {
+                num_waiting: stats.num_waiting,
+                num_running: stats.num_running,
+            });
+        };
+        self.stats.observe_step(plan.num_tokens);
+        for planned in &plan.seqs {
+            let state = self.states[planned.id.index()].as_mut();
+            let state = state.expect("a planned sequence is alive");
+            self.stats.observe_first_step(&mut state.times, now);
+        }
+        let plan = self.scheduler.plan().expect("just planned");
+        let mut batch = std::mem::take(&mut self.batch);
+        batch::fill(&mut batch, plan, &self.scheduler, &self.states);
+        self.expected = (batch.step, batch.outputs.len());
+        self.in_flight = true;
+        if let Err(error) = guarded(|| self.executor.submit(batch)) {
+            self.fail_step(&error, now);
+        }
+        Ok(true)
+    }
+
+    /// The second half: waits for the executor and takes in what it computed. `now` is asked for
+    /// the time once the executor is done.
+    pub fn end_step(&mut self, now: impl FnOnce() -> Duration) {
+        if !self.in_flight {
+            // It could not be submitted and was ended there.
+            return;
+        }
+        let waited = guarded(|| self.executor.wait()).and_then(|done| self.checked(done));
+        match waited {
+            Ok(output) => self.take_step(output, now()),
+            Err(error) => self.fail_step(&error, now()),
+        }
+    }
+
+    /// Keeps the batch's buffers and looks whether the output is that of the step in flight.
+    fn checked(&mut self, done: (Batch, StepOutput)) -> Result<StepOutput, ExecutorError> {
+        let (batch, output) = done;
+        self.batch = batch;
+        let (step, num_rows) = self.expected;
+        if output.step == step && output.rows.len() == num_rows {
+            return Ok(output);
+        }
+        Err(ExecutorError::WrongOutput {
+            step,
+            num_rows,
+            got_step: output.step,
+            got_rows: output.rows.len(),
+        })
+    }
+
+    fn take_step(&mut self, output: StepOutput, now: Duration) {
+        self.in_flight = false;
+        self.num_failed_steps_in_row = 0;
+        let plan = self.scheduler.plan().expect("a step is in flight");
+        let step = plan.step;
+        self.results.clear();
+        let mut rows = output.rows.into_iter();
+        for planned in &plan.seqs {
+            let state = self.states[planned.id.index()].as_mut();
+            let state = state.filter(|state| state.id == planned.id);
+            let result = take_rows(planned, &mut rows, state);
+            self.results.push(result);
+        }
+        self.report(step, now);
+    }
+
+    /// Ends every sequence of the step in flight.
+    fn fail_step(&mut self, error: &ExecutorError, now: Duration) {
+        self.in_flight = false;
+        self.stats.num_failed_steps += 1;
+        self.num_failed_steps_in_row += 1;
+        let plan = self.scheduler.plan().expect("a step is in flight");
+        let step = plan.step;
+        self.results.clear();
+        for planned in &plan.seqs {
+            self.results.push(SeqResult::Failed);
+            let state = self.states[planned.id.index()].as_mut();
+            if let Some(state) = state.filter(|state| state.id == planned.id) {
+                state.failure = Some(error.to_string());
+            }
+        }
+        self.report(step, now);
+    }
+
+    /// Reports `self.results` to the scheduler and turns its events into the request's.
+    fn report(&mut self, step: pageloom_scheduler::StepId, now: Duration) {
+        let mut events = std::mem::take(&mut self.seq_events);
+        self.scheduler.update(step, &self.results, &mut events);
+        for event in events.drain(..) {
+            match event {
+                SeqEvent::PromptComputed {
+                    id,
+                    num_cached_tokens,
+                } => self.prompt_computed(id, num_cached_tokens),
+                SeqEvent::Token { id, .. } => self.token_drawn(id, now),
+                SeqEvent::Ended { id, reason } => self.ended(id, reason, now),
+            }
+        }
+        self.seq_events = events;
+    }
+
+    fn prompt_computed(&mut self, id: SeqId, num_cached_tokens: usize) {
+        let Some(state) = self.state(id) else {
+            return;
+        };
+        let num_prompt_tokens = state.num_prompt_tokens;
+        let scores = std::mem::take(&mut state.prompt_scores);
+        let request_id = state.request;
+        self.stats.num_prompt_tokens += num_prompt_tokens as u64;
+        let Some(request) = self.requests.get_mut(&request_id) else {
+            return;
+        };
+        if std::mem::replace(&mut request.prompt_sent, true) {
+            return;
+        }
+        let logprobs = match request.wants_prompt_logprobs {
+            true => [None]
+                .into_iter()
+                .chain(scores.into_iter().map(Some))
+                .collect(),
+            false => Vec::new(),
+        };
+        let event = RequestEvent::Prompt {
+            num_cached_tokens,
+            logprobs,
+        };
+        self.events.push_back((request_id, event));
+    }
+
+    fn token_drawn(&mut self, id: SeqId, now: Duration) {
+        let state = self.states[id.index()].as_mut();
+        let Some(state) = state.filter(|state| state.id == id) else {
+            return;
+        };
+        let drawn = state.drawn.take().expect("a token was drawn");
+        self.stats.observe_token(&mut state.times, now);
+        let delta = state.take_token(&self.tokenizer, drawn);
+        let finish = delta.finish.clone();
+        let event = RequestEvent::Output(delta);
+        self.events.push_back((state.request, event));
+        if let Some(reason) = finish
+            && let Some(state) = self.drop_sequence(id)
+        {
+            self.note_end(&state, &reason, now);
+        }
+    }
+
+    /// The scheduler ended a sequence; the engine may have known before.
+    fn ended(&mut self, id: SeqId, reason: EndReason, now: Duration) {
+        let Some(state) = self.state(id) else {
+            return;
+        };
+        let reason = match reason {
+            EndReason::Length => FinishReason::Length,
+            EndReason::Failed => FinishReason::Error(
+                (state.failure.take()).unwrap_or_else(|| "the step failed".to_owned()),
+            ),
+        };
+        let request_id = state.request;
+        let prompt_sent = self
+            .requests
+            .get(&request_id)
+            .is_some_and(|r| r.prompt_sent);
+        if matches!(reason, FinishReason::Error(_)) && !prompt_sent {
+            // Its siblings wait for the prompt it could not compute; neither could they.
+            self.end_request(request_id, &reason, now);
+        } else {
+            self.end_sequence(id, reason, now);
+        }
+    }
+}
+
+/// The rows of one sequence, in the order the batch asked for them.
+fn take_rows(
+    planned: &PlannedSeq,
+    rows: &mut impl Iterator<Item = Result<RowOutput, RowError>>,
+    mut state: Option<&mut crate::sequence::SequenceState>,
+) -> SeqResult {
+    let mut failure = None;
+    for _ in planned.scores.clone() {
+        let scored = rows.next().expect("the number of rows was checked");
+        match scored {
+            Ok(row) => match (row.logprobs, state.as_mut()) {
+                (Some(logprobs), Some(state)) => state.prompt_scores.push(logprobs),
+                (Some(_), None) => {}
+                (None, _) => failure = Some("a score without log-probability".to_owned()),
+            },
+            Err(error) => failure = Some(error.to_string()),
+        }
+    }
+    let mut result = SeqResult::Computed;
+    if planned.sample {
+        match rows.next().expect("the number of rows was checked") {
+            Ok(row) => {
+                result = SeqResult::Token(row.token);
+                if let Some(state) = state.as_mut() {
+                    state.drawn = Some(row);
+                }
+            }
+            Err(error) => failure = Some(error.to_string()),
+        }
+    }
+    if failure.is_some() {
+        result = SeqResult::Failed;
+        if let Some(state) = state {
+            state.failure = failure;
+        }
+    }
+    result
+}

@@ -1,0 +1,192 @@
+//! A request's output depends on nothing but the request.
+
+mod support;
+
+use pageloom_engine::{EngineConfig, Request};
+use pageloom_model_runner::SamplingParams;
+use support::{Harness, Transcript, alone, engine, greedy, prompt};
+
+/// One of each kind: greedy, sampled, several sequences, with everything reported.
+fn subjects() -> Vec<Request> {
+    let sampled = SamplingParams {
+        seed: 42,
+        logprobs: Some(3),
+        ..SamplingParams::default()
+    };
+    let penalised = SamplingParams {
+        frequency_penalty: 0.5,
+        ..SamplingParams::greedy()
+    };
+    vec![
+        greedy(prompt(1, 37), 40),
+        Request {
+            sampling: sampled.clone(),
+            prompt_logprobs: Some(2),
+            ..greedy(prompt(1, 50), 30)
+        },
+        Request {
+            n: 3,
+            sampling: sampled,
+            ..greedy(prompt(2, 33), 25)
+        },
+        Request {
+            sampling: penalised,
+            ..greedy(prompt(3, 16), 30)
+        },
+    ]
+}
+
+/// Everything but what is allowed to differ.
+fn output(transcript: &Transcript) -> Transcript {
+    Transcript {
+        num_cached_tokens: 0,
+        ..transcript.clone()
+    }
+}
+
+fn check_all(config: &EngineConfig, others: &[Request], min_preemptions: u64) {
+    let subjects = subjects();
+    let mut harness = Harness::new(engine(config.clone()));
+    let mut ids = Vec::new();
+    for (i, subject) in subjects.iter().enumerate() {
+        for other in others.iter().skip(i).step_by(subjects.len()) {
+            harness.add(other);
+        }
+        ids.push(harness.add(subject));
+    }
+    harness.run();
+    for (id, subject) in ids.iter().zip(&subjects) {
+        let got = &harness.transcripts[id];
+        assert!(got.is_finished(subject.n));
+        assert_eq!(output(got), output(&alone(subject)));
+    }
+    let preemptions = harness.engine.stats().num_preemptions;
+    assert!(preemptions >= min_preemptions, "{preemptions} preemptions");
+}
+
+fn sixteen_others() -> Vec<Request> {
+    let other = |i: u32| greedy(prompt(i % 5, 3 + 5 * i as usize), 10 + 3 * i as usize);
+    (0..16).map(other).collect()
+}
+
+#[test]
+fn among_sixteen_others() {
+    check_all(&EngineConfig::default(), &sixteen_others(), 0);
+}
+
+#[test]
+fn chunked_at_several_budgets() {
+    for budget in [32, 33, 47, 100] {
+        let config = EngineConfig {
+            max_num_seqs: 32,
+            max_num_batched_tokens: budget,
+            ..EngineConfig::default()
+        };
+        check_all(&config, &sixteen_others(), 0);
+    }
+    let one_by_one = EngineConfig {
+        max_num_seqs: 1,
+        max_num_batched_tokens: 1,
+        ..EngineConfig::default()
+    };
+    check_all(&one_by_one, &[], 0);
+}
+
+#[test]
+fn after_forced_preemptions() {
+    for block_size in [1, 3, 16] {
+        let config = EngineConfig {
+            block_size,
+            num_blocks: 140_usize.div_ceil(block_size),
+            max_num_batched_tokens: 64,
+            max_num_seqs: 64,
+            watermark: 0.0,
+            ..EngineConfig::default()
+        };
+        check_all(&config, &sixteen_others(), 5);
+    }
+}
+
+#[test]
+fn without_a_prefix_cache() {
+    let config = EngineConfig {
+        enable_prefix_caching: false,
+        num_blocks: 20,
+        ..EngineConfig::default()
+    };
+    check_all(&config, &sixteen_others(), 1);
+}
+
+#[test]
+fn with_prefix_hits() {
+    let mut harness = Harness::new(engine(EngineConfig::default()));
+    let subjects = subjects();
+    for _ in 0..2 {
+        for subject in &subjects {
+            let id = harness.add(subject);
+            harness.run();
+            assert_eq!(output(&harness.transcripts[&id]), output(&alone(subject)));
+        }
+    }
+    // Second time: two whole blocks of 37 tokens; nothing where scores are wanted; of 33 tokens
+    // two blocks; of 16 none, since the last token is always computed.
+    let cached: Vec<_> = harness
+        .transcripts
+        .values()
+        .map(|t| t.num_cached_tokens)
+        .collect();
+    assert_eq!(cached[4..], [32, 0, 32, 0]);
+    assert!(harness.engine.stats().num_prefix_hits >= 64);
+}
+
+#[test]
+fn sequences_of_a_request_differ_by_their_seeds_and_share_the_prompt() {
+    let sampling = SamplingParams {
+        seed: 5,
+        ..SamplingParams::default()
+    };
+    let request = Request {
+        n: 4,
+        sampling,
+        ..greedy(prompt(1, 64), 20)
+    };
+    let mut harness = Harness::new(engine(EngineConfig::default()));
+    let id = harness.add(&request);
+    harness.run();
+    // The followers compute no more of the prompt than its last block.
+    assert_eq!(
+        harness.engine.stats().num_computed_tokens,
+        64 + 3 * 16 + 4 * 19
+    );
+    for index in 0..4 {
+        let mut single = Request {
+            n: 1,
+            ..request.clone()
+        };
+        single.sampling.seed += index as u64;
+        assert_eq!(harness.transcripts[&id].ids(index), alone(&single).ids(0));
+    }
+    assert_ne!(
+        harness.transcripts[&id].ids(0),
+        harness.transcripts[&id].ids(1)
+    );
+}
+
+#[test]
+fn a_salt_keeps_caches_apart_and_changes_no_token() {
+    let mut harness = Harness::new(engine(EngineConfig::default()));
+    let mut cached = Vec::new();
+    let mut tokens = Vec::new();
+    for salt in [None, Some("a"), Some("b"), Some("a"), None] {
+        let request = Request {
+            cache_salt: salt.map(str::to_owned),
+            ..greedy(prompt(1, 40), 5)
+        };
+        let id = harness.add(&request);
+        harness.run();
+        cached.push(harness.transcripts[&id].num_cached_tokens);
+        tokens.push(harness.transcripts[&id].ids(0));
+    }
+    assert_eq!(cached, [0, 0, 0, 32, 32]);
+    assert!(tokens.iter().all(|t| *t == tokens[0]));
+}

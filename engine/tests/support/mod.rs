@@ -1,0 +1,191 @@
+//! An engine over the simulator, and what its requests came to.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use pageloom_engine::{
+    Engine, EngineConfig, FinishReason, GeneratedToken, Request, RequestEvent, RequestId,
+    SimConfig, SimExecutor, text::Tokenizer,
+};
+use pageloom_model_runner::{Checkpoint, SamplingParams, TokenLogprobs};
+
+/// Tokens 0 to 2 are special, the last of them ends a text.
+pub(crate) const VOCAB_SIZE: usize = 288;
+
+/// The tokeniser of the model runner's smallest test model.
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
+    static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = folder.join("../model-runner/tests/models/smollm2");
+        let checkpoint = Checkpoint::open(&folder).expect("a test model");
+        Arc::new(Tokenizer::from_checkpoint(&checkpoint).expect("its tokenizer"))
+    });
+    TOKENIZER.clone()
+}
+
+pub(crate) fn sim(config: &EngineConfig) -> SimConfig {
+    SimConfig {
+        block_size: config.block_size,
+        num_blocks: config.num_blocks,
+        vocab_size: VOCAB_SIZE,
+        ..SimConfig::default()
+    }
+}
+
+pub(crate) fn engine(config: EngineConfig) -> Engine {
+    let sim = sim(&config);
+    engine_with(config, sim)
+}
+
+pub(crate) fn engine_with(config: EngineConfig, sim: SimConfig) -> Engine {
+    let executor = Box::new(SimExecutor::new(sim));
+    Engine::new(config, executor, tokenizer()).expect("a valid configuration")
+}
+
+/// A prompt of `len` ordinary tokens; prompts of one family are prefixes of each other.
+pub(crate) fn prompt(family: u32, len: usize) -> Vec<u32> {
+    (0..len as u32)
+        .map(|i| 3 + (family * 31 + i * 7 + i * i * family) % (VOCAB_SIZE as u32 - 3))
+        .collect()
+}
+
+/// Greedy, never ends by itself.
+pub(crate) fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
+    Request {
+        max_tokens: Some(max_tokens),
+        sampling: SamplingParams::greedy(),
+        ignore_eos: true,
+        ..Request::new(prompt)
+    }
+}
+
+/// All that became of one sequence.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) tokens: Vec<GeneratedToken>,
+    pub(crate) text: String,
+    pub(crate) finish: Option<FinishReason>,
+}
+
+/// All that became of a request.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Transcript {
+    pub(crate) prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
+    pub(crate) num_cached_tokens: usize,
+    pub(crate) outcomes: BTreeMap<usize, Outcome>,
+}
+
+impl Transcript {
+    pub(crate) fn take(&mut self, event: RequestEvent) {
+        match event {
+            RequestEvent::Prompt {
+                num_cached_tokens,
+                logprobs,
+            } => {
+                assert!(
+                    self.prompt_logprobs.is_none(),
+                    "the prompt's event comes once"
+                );
+                assert!(self.outcomes.is_empty(), "and first");
+                self.prompt_logprobs = Some(logprobs);
+                self.num_cached_tokens = num_cached_tokens;
+            }
+            RequestEvent::Output(delta) => {
+                let outcome = self.outcomes.entry(delta.index).or_default();
+                assert_eq!(outcome.finish, None, "nothing comes after the end");
+                outcome.tokens.extend(delta.tokens);
+                outcome.text.push_str(&delta.text);
+                outcome.finish = delta.finish;
+            }
+        }
+    }
+
+    pub(crate) fn is_finished(&self, n: usize) -> bool {
+        self.outcomes.len() == n && self.outcomes.values().all(|o| o.finish.is_some())
+    }
+
+    pub(crate) fn ids(&self, index: usize) -> Vec<u32> {
+        self.outcomes[&index]
+            .tokens
+            .iter()
+            .map(|token| token.id)
+            .collect()
+    }
+}
+
+/// An engine with the transcripts of its requests.
+pub(crate) struct Harness {
+    pub(crate) engine: Engine,
+    pub(crate) transcripts: BTreeMap<RequestId, Transcript>,
+    now: Duration,
+}
+
+impl Harness {
+    pub(crate) fn new(engine: Engine) -> Self {
+        Harness {
+            engine,
+            transcripts: BTreeMap::new(),
+            now: Duration::ZERO,
+        }
+    }
+
+    pub(crate) fn add(&mut self, request: &Request) -> RequestId {
+        let id = self.engine.add(request.clone(), self.now).expect("taken");
+        self.transcripts.insert(id, Transcript::default());
+        id
+    }
+
+    /// One step; false if there was nothing to do.
+    pub(crate) fn step(&mut self) -> bool {
+        let worked = self.engine.step(self.now).expect("never stalls");
+        self.now += Duration::from_millis(10);
+        self.collect();
+        worked
+    }
+
+    pub(crate) fn abort(&mut self, id: RequestId) -> bool {
+        let alive = self.engine.abort(id, self.now);
+        self.collect();
+        alive
+    }
+
+    pub(crate) fn collect(&mut self) {
+        for (id, event) in self.engine.drain_events() {
+            self.transcripts.get_mut(&id).expect("known").take(event);
+        }
+    }
+
+    pub(crate) fn run(&mut self) {
+        while self.step() {}
+        self.assert_idle();
+    }
+
+    /// Idle means that nothing is referenced, and every block is accounted for.
+    pub(crate) fn assert_idle(&self) {
+        let stats = self.engine.stats();
+        assert_eq!((stats.num_running, stats.num_waiting), (0, 0));
+        assert_eq!(stats.num_referenced_blocks, 0, "blocks leaked");
+        assert_eq!(
+            stats.num_free_blocks + stats.num_cached_blocks,
+            stats.num_blocks
+        );
+        assert!(!self.engine.has_work());
+    }
+}
+
+/// The request in an engine of its own, with everything large.
+pub(crate) fn alone(request: &Request) -> Transcript {
+    let config = EngineConfig {
+        num_blocks: 512,
+        ..EngineConfig::default()
+    };
+    let mut harness = Harness::new(engine(config));
+    let id = harness.add(request);
+    harness.run();
+    harness.transcripts.remove(&id).expect("kept")
+}
