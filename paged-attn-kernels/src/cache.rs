@@ -5,10 +5,14 @@
 //! a layer:     | block 0 | block 1 | ...     |            num_blocks
 //! a block:     | head 0         | head 1 | ...            num_kv_heads
 //! a head:      | K panel | V panel |
-//! K panel:     [head_dim][block_size]     transposed: one vector load is 16 keys' values of one
-//!                                         dimension, so scores need no sum across lanes
+//! K panel:     | keys 0..16: [head_dim][16] | keys 16..32 | ... | the rest: [head_dim][< 16] |
 //! V panel:     [block_size][head_dim]
 //! ```
+//!
+//! Keys are transposed in tiles of 16 tokens: one vector load is 16 keys' values of one dimension,
+//! so scores need no sum across lanes. Transposing whole blocks (`[head_dim][block_size]`) would
+//! be the same for blocks of 16, but reads larger ones in strides (measured: 15 % slower decodes
+//! at 256).
 //!
 //! A block of a layer is one contiguous run, so copying it is one `memcpy`, and a head of it is
 //! another (8 KiB for 16 tokens of 64 dimensions in f32), which is what attention streams.
@@ -25,6 +29,9 @@ use crate::KernelError;
 pub(crate) const MAX_HEAD_DIM: usize = 256;
 /// Largest block size the kernels take, in tokens.
 pub(crate) const MAX_BLOCK_SIZE: usize = 256;
+
+/// Keys that are transposed together: the lanes of a vector.
+pub(crate) const KEY_TILE: usize = 16;
 
 /// Vector loads may run past the last V row of the slab by less than this many elements.
 pub(crate) const TAIL_ELEMENTS: usize = 16;
@@ -139,6 +146,16 @@ impl CacheLayout {
         self.head_dim * self.block_size
     }
 
+    /// Where a K panel holds the keys around `offset`: the start of their tile, and its width.
+    ///
+    /// Dimension `d` of the key is at `start + d * width + offset % 16`.
+    #[inline(always)]
+    pub(crate) fn key_tile(&self, offset: usize) -> (usize, usize) {
+        let first = offset - offset % KEY_TILE;
+        let width = KEY_TILE.min(self.block_size - first);
+        (first * self.head_dim, width)
+    }
+
     /// Elements of one block in one layer.
     pub(crate) fn block_len(&self) -> usize {
         2 * self.panel_len() * self.num_kv_heads
@@ -243,8 +260,9 @@ impl KvCache {
         key: &mut [f32],
     ) -> Result<(), KernelError> {
         let (panel, offset) = self.find(layer, slot, head, key.len(), "key")?;
+        let (start, width) = self.layout.key_tile(offset);
         for (d, x) in key.iter_mut().enumerate() {
-            *x = self.get(panel + d * self.layout.block_size + offset);
+            *x = self.get(panel + start + d * width + offset % KEY_TILE);
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::ThreadPool;
 use super::disjoint::DisjointSlice;
-use crate::cache::Element;
+use crate::cache::{Element, KEY_TILE};
 use crate::{KernelError, KvCache, KvDtype, Rows};
 
 /// Elements from which on a call is worth waking other threads for.
@@ -59,7 +59,7 @@ fn write<E: Element>(
     let layout = *cache.layout();
     let (block_size, head_dim, panel_len) =
         (layout.block_size, layout.head_dim, layout.panel_len());
-    let width = layout.num_kv_heads * head_dim;
+    let row_len = layout.num_kv_heads * head_dim;
     let elements = DisjointSlice::new(cache.elements_mut::<E>());
     let write_head = |head: usize| {
         for (token, &slot) in slots.iter().enumerate() {
@@ -70,17 +70,18 @@ fn write<E: Element>(
             let panels = unsafe { elements.part(start..start + 2 * panel_len) };
             let (k_panel, v_panel) = panels.split_at_mut(panel_len);
             let columns = head * head_dim..(head + 1) * head_dim;
-            let key = &k.row(token, width)[columns.clone()];
-            for (row, &x) in k_panel.chunks_exact_mut(block_size).zip(key) {
-                row[offset] = E::from_f32(x);
+            let key = &k.row(token, row_len)[columns.clone()];
+            let (start, width) = layout.key_tile(offset);
+            for (row, &x) in k_panel[start..].chunks_exact_mut(width).zip(key) {
+                row[offset % KEY_TILE] = E::from_f32(x);
             }
-            let value = &v.row(token, width)[columns];
+            let value = &v.row(token, row_len)[columns];
             for (to, &x) in v_panel[offset * head_dim..].iter_mut().zip(value) {
                 *to = E::from_f32(x);
             }
         }
     };
-    if slots.len() * width < MIN_PARALLEL_ELEMENTS {
+    if slots.len() * row_len < MIN_PARALLEL_ELEMENTS {
         (0..layout.num_kv_heads).for_each(write_head);
     } else {
         pool.for_each(layout.num_kv_heads, write_head);

@@ -83,6 +83,8 @@ impl<P> HeadRows<P> {
 /// those of `out` or, when `partials` is set, its elements.
 pub(super) struct AttendItem<'a, E> {
     pub(super) pages: Pages<'a, E>,
+    /// What this thread will probably read afterwards.
+    pub(super) then: Option<Pages<'a, E>>,
     pub(super) rows: QueryRows,
     pub(super) scale_log2: f32,
     pub(super) q: HeadRows<*const f32>,
@@ -130,7 +132,9 @@ impl<E: Lanes> Kernel for AttendItem<'_, E> {
                     attend_step(simd, scratch, step, &keys);
                     scratch.stage = stage;
                 } else {
-                    attend_step(simd, scratch, step, &self.pages.step(first, num_keys));
+                    let visible = rows.max_visible();
+                    let keys = self.pages.step_ahead(first, visible, self.then.as_ref());
+                    attend_step(simd, scratch, step, &keys);
                 }
             }
             match self.partials {
@@ -248,6 +252,7 @@ fn attend_step<S: Simd, E: Lanes>(
                     q: scratch.q[tile.start * step.head_dim..].as_ptr(),
                     k: keys.k,
                     k_stride: keys.k_stride,
+                    k_ahead: keys.k_ahead,
                     scores: scores.cast(),
                 },
             );

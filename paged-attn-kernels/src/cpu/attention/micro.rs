@@ -22,7 +22,8 @@ pub(super) const STEP_KEYS: usize = 64;
 /// Adds `k` outer products to a tile.
 ///
 /// Element (r, i) of A is at `a[r * a_row + i * a_k]`; row i of B's column block c at
-/// `b[c][i * b_k]`.
+/// `b[c][i * b_k]`. What lies `ahead` bytes further is prefetched: the hardware does not foresee
+/// the next page (measured: 25 % faster decodes from bf16 pages, 5 % from f32).
 ///
 /// # Safety
 /// Those elements of A, and 16 elements from there in B, are valid for reads.
@@ -31,7 +32,7 @@ unsafe fn add_outer_products<S: Simd, E: Lanes, const R: usize, const C: usize>(
     simd: S,
     k: usize,
     (a, a_row, a_k): (*const f32, usize, usize),
-    (b, b_k): ([*const E; C], usize),
+    (b, b_k, ahead): ([*const E; C], usize, [isize; C]),
     acc: &mut [[S::F; C]; R],
 ) {
     for i in 0..k {
@@ -39,6 +40,7 @@ unsafe fn add_outer_products<S: Simd, E: Lanes, const R: usize, const C: usize>(
         for c in 0..C {
             // SAFETY: i < k; as this function's.
             row[c] = unsafe { E::load(simd, b[c].add(i * b_k)) };
+            simd.prefetch(b[c].wrapping_add(i * b_k).wrapping_byte_offset(ahead[c]));
         }
         for r in 0..R {
             // SAFETY: r < R, i < k; as this function's.
@@ -62,6 +64,8 @@ pub(super) struct ScoreArgs<E> {
     pub(super) q: *const f32,
     pub(super) k: [*const E; 4],
     pub(super) k_stride: usize,
+    /// Bytes from each of `k` to what will be read next in its place.
+    pub(super) k_ahead: [isize; 4],
     pub(super) scores: *mut f32,
 }
 
@@ -75,6 +79,8 @@ impl<E: Lanes, const R: usize, const C: usize> Kernel for ScoreTile<E, R, C> {
         let args = self.0;
         let mut k = [args.k[0]; C];
         k.copy_from_slice(&args.k[..C]);
+        let mut ahead = [0; C];
+        ahead.copy_from_slice(&args.k_ahead[..C]);
         let mut acc = [[simd.splat(0.0); C]; R];
         // SAFETY: `ScoreArgs`.
         unsafe {
@@ -82,7 +88,7 @@ impl<E: Lanes, const R: usize, const C: usize> Kernel for ScoreTile<E, R, C> {
                 simd,
                 args.head_dim,
                 (args.q, 1, R),
-                (k, args.k_stride),
+                (k, args.k_stride, ahead),
                 &mut acc,
             );
         }
@@ -104,6 +110,8 @@ pub(super) struct Run<E> {
     pub(super) len: usize,
     /// Value of the first key; the next one follows `head_dim` elements later.
     pub(super) v: *const E,
+    /// Bytes from there to what will be read next in its place.
+    pub(super) ahead: isize,
 }
 
 /// Adds the values of the step's keys `from..to`, weighted, to R rows of accumulators.
@@ -165,7 +173,7 @@ impl<E: Lanes, const R: usize, const C: usize> Kernel for ValueTile<'_, E, R, C>
                     simd,
                     to - from,
                     (args.p.add(from), STEP_KEYS, 1),
-                    (v, args.head_dim),
+                    (v, args.head_dim, [run.ahead; C]),
                     &mut acc,
                 );
             }
@@ -215,8 +223,11 @@ pub(super) unsafe fn scores<S: Simd, E: Lanes>(
         let cols = S::COLS.min(num_tiles - tile);
         let mut k = args.k;
         k.copy_within(tile..tile + cols, 0);
+        let mut k_ahead = args.k_ahead;
+        k_ahead.copy_within(tile..tile + cols, 0);
         let args = ScoreArgs {
             k,
+            k_ahead,
             scores: args.scores.wrapping_add(tile * LANES),
             ..args
         };

@@ -120,19 +120,24 @@ fn run<E: Lanes>(
             stride: out_stride,
         }
     };
-    let items = &plan.items;
+    let pages = |item: &WorkItem| {
+        let seq = &sequences[item.sequence];
+        Pages {
+            layer,
+            layout,
+            table: &block_tables[seq.table_start..seq.table_start + seq.num_blocks],
+            kv_head: item.kv_head,
+        }
+    };
+    let (items, num_threads) = (&plan.items, pool.num_threads());
     pool.for_each_with_worker(items.len(), |worker, i| {
         let item = &items[i];
         let seq = &sequences[item.sequence];
-        let table = &block_tables[seq.table_start..seq.table_start + seq.num_blocks];
         let head = item.kv_head * item.rows.group;
         let kernel = AttendItem {
-            pages: Pages {
-                layer,
-                layout,
-                table,
-                kv_head: item.kv_head,
-            },
+            pages: pages(item),
+            // Items of a like size are handed out in turn.
+            then: items.get(i + num_threads).map(pages),
             rows: item.rows,
             scale_log2,
             q: HeadRows {

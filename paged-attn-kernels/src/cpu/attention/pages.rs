@@ -2,7 +2,10 @@
 
 use super::micro::{Run, STEP_KEYS};
 use super::simd::{LANES, Lanes};
-use crate::cache::CacheLayout;
+use crate::cache::{CacheLayout, KEY_TILE};
+
+// A vector is a tile's keys of one dimension.
+const _: () = assert!(KEY_TILE == LANES);
 
 /// Most runs that [`Pages::step`] cuts a step into: blocks of 16.
 const MAX_DIRECT_RUNS: usize = STEP_KEYS / LANES;
@@ -21,7 +24,10 @@ pub(super) struct Pages<'a, E> {
 /// Where the keys and values of up to 64 consecutive positions lie.
 pub(super) struct Step<E> {
     pub(super) k: [*const E; STEP_KEYS / LANES],
+    /// Elements from one dimension of a tile to the next.
     pub(super) k_stride: usize,
+    /// Bytes to what will be read next in place of each of `k`.
+    pub(super) k_ahead: [isize; STEP_KEYS / LANES],
     runs: [Run<E>; MAX_DIRECT_RUNS],
     num_runs: usize,
 }
@@ -29,6 +35,17 @@ pub(super) struct Step<E> {
 impl<E> Step<E> {
     pub(super) fn runs(&self) -> &[Run<E>] {
         &self.runs[..self.num_runs]
+    }
+
+    /// Says what will be read after this step, so that it is prefetched meanwhile.
+    fn announce(&mut self, next: &Step<E>) {
+        let distance = |from: *const E, to: *const E| (to as isize).wrapping_sub(from as isize);
+        for (i, ahead) in self.k_ahead.iter_mut().enumerate() {
+            *ahead = distance(self.k[i], next.k[i]);
+        }
+        for (run, next) in self.runs.iter_mut().zip(&next.runs[..next.num_runs]) {
+            run.ahead = distance(run.v, next.v);
+        }
     }
 }
 
@@ -38,7 +55,7 @@ impl<'a, E: Lanes> Pages<'a, E> {
         self.layout.block_size.is_multiple_of(LANES)
     }
 
-    /// The K panel (`[head_dim][block_size]`) and V panel (`[block_size][head_dim]`, and at least
+    /// The K panel (tiles of `[head_dim][16]`) and V panel (`[block_size][head_dim]`, and at least
     /// 16 more elements) of the block that holds `position`, and its offset there.
     fn panels(&self, position: usize) -> (&'a [E], &'a [E], usize) {
         let block = self.table[position / self.layout.block_size] as usize;
@@ -59,13 +76,14 @@ impl<'a, E: Lanes> Pages<'a, E> {
         let mut k = [self.layer.as_ptr(); STEP_KEYS / LANES];
         for (tile, k) in k.iter_mut().enumerate().take(num_keys.div_ceil(LANES)) {
             let (panel, _, offset) = self.panels(start + tile * LANES);
-            // Offset + 16 <= block_size, since both are multiples of 16.
-            *k = panel[offset..].as_ptr();
+            // All tiles of an aligned block have 16 keys.
+            *k = panel[self.layout.key_tile(offset).0..].as_ptr();
         }
         let no_run = Run {
             first: 0,
             len: 0,
             v: self.layer.as_ptr(),
+            ahead: 0,
         };
         let mut runs = [no_run; MAX_DIRECT_RUNS];
         let (mut num_runs, mut first) = (0, 0);
@@ -76,16 +94,32 @@ impl<'a, E: Lanes> Pages<'a, E> {
                 first,
                 len,
                 v: panel[offset * head_dim..].as_ptr(),
+                ahead: 0,
             };
             num_runs += 1;
             first += len;
         }
         Step {
             k,
-            k_stride: block_size,
+            k_ahead: [0; STEP_KEYS / LANES],
+            k_stride: LANES,
             runs,
             num_runs,
         }
+    }
+
+    /// As [`step`](Self::step), prefetching the step after it: of this sequence, which has
+    /// `end` keys, or the first of `then`.
+    pub(super) fn step_ahead(&self, start: usize, end: usize, then: Option<&Self>) -> Step<E> {
+        let mut step = self.step(start, (end - start).min(STEP_KEYS));
+        let next = start + STEP_KEYS;
+        if next < end {
+            step.announce(&self.step(next, (end - next).min(STEP_KEYS)));
+        } else if let Some(then) = then {
+            let num_keys = then.table.len() * then.layout.block_size;
+            step.announce(&then.step(0, num_keys.min(STEP_KEYS)));
+        }
+        step
     }
 
     /// Copies `num_keys` keys and values from `start` to `stage`, as f32.
@@ -94,14 +128,16 @@ impl<'a, E: Lanes> Pages<'a, E> {
     /// the same to the kernels.
     #[inline(always)]
     pub(super) fn stage(&self, start: usize, num_keys: usize, stage: &mut Stage) -> Step<f32> {
-        let (block_size, head_dim) = (self.layout.block_size, self.layout.head_dim);
+        let head_dim = self.layout.head_dim;
         let mut first = 0;
         while first < num_keys {
             let (k, v, offset) = self.panels(start + first);
-            let len = (block_size - offset).min(num_keys - first);
-            for (d, row) in k.chunks_exact(block_size).enumerate() {
+            let (tile, width) = self.layout.key_tile(offset);
+            let at = offset % LANES;
+            let len = (width - at).min(num_keys - first);
+            for (d, row) in k[tile..].chunks_exact(width).take(head_dim).enumerate() {
                 let to = &mut stage.k[d * STEP_KEYS + first..][..len];
-                for (to, from) in to.iter_mut().zip(&row[offset..offset + len]) {
+                for (to, from) in to.iter_mut().zip(&row[at..at + len]) {
                     *to = from.to_f32();
                 }
             }
@@ -115,10 +151,12 @@ impl<'a, E: Lanes> Pages<'a, E> {
             first: 0,
             len: num_keys,
             v: stage.v.as_ptr(),
+            ahead: 0,
         };
         let tile = |i: usize| stage.k[i * LANES..].as_ptr();
         Step {
             k: [tile(0), tile(1), tile(2), tile(3)],
+            k_ahead: [0; STEP_KEYS / LANES],
             k_stride: STEP_KEYS,
             runs: [run; MAX_DIRECT_RUNS],
             num_runs: 1,

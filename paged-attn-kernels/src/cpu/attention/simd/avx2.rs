@@ -54,6 +54,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        // SAFETY: a hint that never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         // SAFETY: `self` proves the features.
         let v = unsafe { _mm256_set1_ps(x) };

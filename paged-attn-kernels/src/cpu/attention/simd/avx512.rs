@@ -35,6 +35,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        // SAFETY: a hint that never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         // SAFETY: `self` proves the features.
         unsafe { _mm512_set1_ps(x) }

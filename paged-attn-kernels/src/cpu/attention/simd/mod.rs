@@ -53,6 +53,8 @@ pub(crate) trait Simd: Copy {
     /// Runs a kernel compiled for this instruction set.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
 
+    /// Hints that memory will be read soon; any address will do.
+    fn prefetch<T>(self, p: *const T);
     fn splat(self, x: f32) -> Self::F;
     /// # Safety
     /// `p` is valid for reads of 16 elements.
