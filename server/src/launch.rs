@@ -1,0 +1,222 @@
+//! From flags to an engine that is ready to run.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use pageloom_engine::text::{ChatTemplate, Tokenizer};
+use pageloom_engine::{Engine, EngineConfig, ModelExecutor};
+use pageloom_model_runner::{
+    Checkpoint, CpuRunner, KvDtype, LoadOptions, Model, RunnerConfig, WeightDtype,
+};
+
+use crate::api::CacheInfo;
+use crate::cli::{CacheOptions, Device, ModelOptions};
+use crate::memory_plan::{HumanBytes, MemoryPlan, MemoryRequest, available_bytes};
+use crate::model::{self, ModelSource};
+
+/// What the commands set that is no shared flag.
+#[derive(Debug, Clone, Default)]
+pub struct EngineOptions {
+    /// Share blocks between prompts with the same beginning.
+    pub prefix_caching: bool,
+    /// Most sequences that wait.
+    pub max_num_queued_reqs: Option<usize>,
+}
+
+/// An engine with what goes with it.
+pub struct Launched {
+    /// The engine.
+    pub engine: Engine,
+    /// The model's tokeniser.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The chat template, the model's own or the one from the command line.
+    pub template: Option<ChatTemplate>,
+    /// What a request may ask for.
+    pub config: EngineConfig,
+    /// Tokens of the vocabulary.
+    pub vocab_size: usize,
+    /// Name of the model by its source.
+    pub name: String,
+    /// Facts for the start-up message.
+    pub summary: Summary,
+}
+
+/// What the start-up message says.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    name: String,
+    shape: String,
+    dtype: WeightDtype,
+    kv_dtype: KvDtype,
+    num_threads: usize,
+    weight_bytes: u64,
+    block_size: usize,
+    plan: MemoryPlan,
+    load_time: Duration,
+}
+
+impl Summary {
+    /// Facts for `vllm:cache_config_info`.
+    pub fn cache_info(&self, enable_prefix_caching: bool) -> CacheInfo {
+        CacheInfo {
+            block_size: self.block_size,
+            num_blocks: self.plan.num_blocks,
+            cache_dtype: kv_name(self.kv_dtype),
+            enable_prefix_caching,
+        }
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let plan = &self.plan;
+        let dtype = match self.dtype {
+            WeightDtype::Auto => "auto",
+            WeightDtype::F32 => "f32",
+            WeightDtype::Bf16 => "bf16",
+        };
+        writeln!(f, "model     {} ({})", self.name, self.shape)?;
+        writeln!(
+            f,
+            "compute   CPU, {} threads, weights {dtype}, loaded in {:.2} s",
+            self.num_threads,
+            self.load_time.as_secs_f64()
+        )?;
+        writeln!(
+            f,
+            "memory    weights {}, KV cache {} {} = {} blocks of {} tokens",
+            HumanBytes(self.weight_bytes),
+            HumanBytes(plan.kv_cache_bytes),
+            kv_name(self.kv_dtype),
+            plan.num_blocks,
+            self.block_size,
+        )?;
+        let shortened = if plan.shortened {
+            " (shortened to fit the KV cache)"
+        } else {
+            ""
+        };
+        write!(
+            f,
+            "context   {} tokens{shortened}, at most {} such requests at once",
+            plan.max_model_len, plan.max_full_requests
+        )
+    }
+}
+
+fn kv_name(dtype: KvDtype) -> &'static str {
+    match dtype {
+        KvDtype::F32 => "f32",
+        KvDtype::Bf16 => "bf16",
+        _ => "other",
+    }
+}
+
+/// Fetches and loads the model and sizes its KV cache.
+///
+/// # Errors
+/// What is missing, wrong or too large, with its name.
+pub fn launch(
+    model: &ModelOptions,
+    cache: &CacheOptions,
+    options: &EngineOptions,
+) -> anyhow::Result<Launched> {
+    if model.device == Device::Cuda {
+        bail!("--device cuda: this build has no CUDA back end yet; use --device cpu or auto");
+    }
+    let source = ModelSource::parse(&model.model)?;
+    let path = model::fetch(&source)?;
+    let start = Instant::now();
+    let checkpoint = Checkpoint::open(&path)?;
+    let tokenizer = Arc::new(Tokenizer::from_checkpoint(&checkpoint)?);
+    let template = load_template(model, &checkpoint, &tokenizer)?;
+    let mut load = LoadOptions {
+        dtype: model.dtype.weights(),
+        ..LoadOptions::default()
+    };
+    if let Some(threads) = model.threads {
+        load.num_threads = threads.get();
+    }
+    let loaded = Model::load(&checkpoint, load)?;
+    let shape = loaded.config().clone();
+    let kv_dtype = cache.kv_cache_dtype.kv(model.dtype);
+    let mut config = engine_config(cache, options)?;
+    let plan = MemoryRequest {
+        available_bytes: available_bytes(),
+        bytes_per_block: loaded.kv_bytes_per_block(cache.block_size, kv_dtype)?,
+        block_size: cache.block_size,
+        model_context: shape.max_position_embeddings,
+        max_model_len: cache.max_model_len,
+        max_num_seqs: config.max_num_seqs,
+        kv_cache_bytes: cache.kv_cache_memory_bytes,
+    }
+    .plan()?;
+    config.num_blocks = plan.num_blocks;
+    config.max_model_len = plan.max_model_len;
+    let summary = Summary {
+        name: source.served_name(),
+        shape: format!(
+            "{}, {} layers, hidden size {}, vocabulary {}",
+            shape.architecture, shape.num_layers, shape.hidden_size, shape.vocab_size
+        ),
+        dtype: load.dtype,
+        kv_dtype,
+        num_threads: load.num_threads,
+        weight_bytes: loaded.weight_bytes(),
+        block_size: cache.block_size,
+        plan,
+        load_time: start.elapsed(),
+    };
+    let runner = CpuRunner::new(
+        loaded,
+        RunnerConfig {
+            block_size: config.block_size,
+            num_blocks: config.num_blocks,
+            kv_dtype,
+        },
+    )?;
+    let executor = Box::new(ModelExecutor::new(runner));
+    let engine = Engine::new(config.clone(), executor, Arc::clone(&tokenizer))?;
+    Ok(Launched {
+        engine,
+        tokenizer,
+        template,
+        config,
+        vocab_size: shape.vocab_size,
+        name: source.served_name(),
+        summary,
+    })
+}
+
+fn engine_config(cache: &CacheOptions, options: &EngineOptions) -> anyhow::Result<EngineConfig> {
+    let default = EngineConfig::default();
+    let max_num_seqs = cache.max_num_seqs.unwrap_or(default.max_num_seqs);
+    Ok(EngineConfig {
+        block_size: cache.block_size,
+        max_num_seqs,
+        max_num_batched_tokens: cache
+            .max_num_batched_tokens
+            .unwrap_or(default.max_num_batched_tokens.max(max_num_seqs)),
+        max_num_queued_requests: options
+            .max_num_queued_reqs
+            .unwrap_or(default.max_num_queued_requests),
+        enable_prefix_caching: options.prefix_caching,
+        hash_seed: getrandom::u64().context("the system has no random numbers to give")?,
+        ..default
+    })
+}
+
+fn load_template(
+    model: &ModelOptions,
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<Option<ChatTemplate>> {
+    match &model.chat_template {
+        None => Ok(ChatTemplate::from_checkpoint(checkpoint, tokenizer)?),
+        Some(path) => ChatTemplate::from_file(path, tokenizer)
+            .with_context(|| format!("--chat-template {}", path.display()))
+            .map(Some),
+    }
+}
