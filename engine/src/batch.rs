@@ -99,3 +99,112 @@ fn add_outputs(
 fn index(value: usize) -> u32 {
     u32::try_from(value).expect("the configuration keeps slots and context below 2^32")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pageloom_model_runner::SamplingParams;
+    use pageloom_scheduler::{BlockManager, Config, NewSequence, SeqResult};
+
+    use super::*;
+    use crate::{Request, RequestId, sequence::Shared, stats::SequenceTimes, text::StopStrings};
+
+    fn add(scheduler: &mut Scheduler, states: &mut Vec<Option<SequenceState>>, new: NewSequence) {
+        let sampling = SamplingParams {
+            frequency_penalty: 1.0,
+            ..SamplingParams::default()
+        };
+        let request = Request {
+            prompt_logprobs: Some(4),
+            ..Request::new(new.prompt.clone())
+        };
+        let shared = Shared {
+            own_stop_tokens: [].into(),
+            max_tokens: new.max_tokens,
+            times: SequenceTimes::new(Duration::ZERO),
+            stop_strings: StopStrings::new(Vec::new(), false),
+        };
+        let id = scheduler.add(new).expect("fits");
+        let place = (RequestId(0), 0);
+        states.push(Some(SequenceState::new(
+            id, place, &request, sampling, &shared,
+        )));
+    }
+
+    #[test]
+    fn a_decode_beside_a_scored_chunk_gives_these_arrays() {
+        let blocks = pageloom_block_manager::Config {
+            block_size: 4,
+            num_blocks: 8,
+            ..Default::default()
+        };
+        let config = Config {
+            max_num_seqs: 2,
+            max_num_batched_tokens: 6,
+            ..Config::default()
+        };
+        let blocks = BlockManager::new(blocks).expect("valid");
+        let mut scheduler = Scheduler::new(config, blocks).expect("valid");
+        let mut states = Vec::new();
+        let first = NewSequence {
+            prompt: vec![10, 11, 12, 13],
+            max_tokens: 3,
+            ..NewSequence::default()
+        };
+        add(&mut scheduler, &mut states, first);
+        let step = scheduler.schedule().expect("work").step;
+        scheduler.update(step, &[SeqResult::Token(99)], &mut Vec::new());
+        let second = NewSequence {
+            prompt: (20..30).collect(),
+            max_tokens: 3,
+            score_prompt: true,
+            ..NewSequence::default()
+        };
+        add(&mut scheduler, &mut states, second);
+        scheduler.schedule().expect("work");
+
+        let mut batch = Batch::default();
+        batch.outputs.push(OutputRow {
+            row: 7,
+            want: Want::Score { token: 0, top: 0 },
+        });
+        let plan = scheduler.plan().expect("planned");
+        fill(&mut batch, plan, &scheduler, &states);
+        assert_eq!(batch.step, 1);
+        assert_eq!(batch.tokens, [99, 20, 21, 22, 23, 24]);
+        assert_eq!(batch.positions, [4, 0, 1, 2, 3, 4]);
+        assert_eq!(batch.row_offsets, [0, 1, 6]);
+        assert_eq!(batch.context_lens, [5, 5]);
+        assert_eq!(
+            batch.table_offsets,
+            [0, 2, 4],
+            "the third block is not used yet"
+        );
+        for (row, &slot) in batch.slots.iter().enumerate() {
+            let seq = usize::from(row > 0);
+            let position = batch.positions[row];
+            let block = batch.block_tables[2 * seq + position as usize / 4];
+            assert_eq!(slot, block * 4 + position % 4, "row {row}");
+        }
+        assert_eq!(batch.outputs.len(), 1 + 5);
+        let Want::Sample {
+            num_prompt_tokens,
+            history,
+            ..
+        } = &batch.outputs[0].want
+        else {
+            panic!("{:?}", batch.outputs[0]);
+        };
+        assert_eq!(
+            (*num_prompt_tokens, &history[..]),
+            (4, &[10, 11, 12, 13, 99][..])
+        );
+        for (i, output) in batch.outputs[1..].iter().enumerate() {
+            let Want::Score { token, top } = output.want else {
+                panic!("{output:?}");
+            };
+            assert_eq!((output.row, token, top), (1 + i as u32, 21 + i as u32, 4));
+        }
+    }
+}

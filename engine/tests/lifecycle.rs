@@ -391,3 +391,26 @@ fn latencies_are_observed_on_the_callers_clock() {
     assert!((stats.decode_time.sum() - 0.04).abs() < 1e-9);
     assert_eq!(stats.iteration_tokens.sum(), 24.0);
 }
+
+#[test]
+fn text_held_back_for_a_stop_string_that_never_came_is_not_lost() {
+    let free = alone(&greedy(prompt(6, 20), 40));
+    let text = &free.outcomes[&0].text;
+    let tail = text.char_indices().nth_back(2).expect("some text").0;
+    let mut request = greedy(prompt(6, 20), 40);
+    request.stop = vec![format!("{}and on", &text[tail..])];
+    assert_eq!(alone(&request).outcomes, free.outcomes);
+    // Nor when the caller ends the sequence.
+    let decoded = |num_tokens: usize| {
+        let ids = &free.ids(0)[..num_tokens];
+        support::tokenizer().decode(ids, true).unwrap()
+    };
+    request.stop = vec![format!("{}and on", decoded(30))];
+    let mut harness = Harness::new(engine(EngineConfig::default()));
+    let id = harness.add(&request);
+    for _ in 0..20 {
+        harness.step();
+    }
+    harness.abort(id);
+    assert_eq!(harness.transcripts[&id].outcomes[&0].text, decoded(20));
+}
