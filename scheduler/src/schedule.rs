@@ -53,7 +53,7 @@ impl Scheduler {
             if self.sequences[slot as usize].num_remaining() > 1 {
                 num_prefills += 1;
                 at += 1;
-            } else if self.reserve_one(slot) {
+            } else if self.reserve_last(slot) {
                 self.plan_chunk(slot, budget);
                 at += 1;
             } else {
@@ -118,14 +118,15 @@ impl Scheduler {
         let num_known = known.len();
         let num_tokens = sequence.tokens.len();
         let hit = self.blocks.probe(known, sequence.namespace);
-        let needed = num_tokens.div_ceil(self.block_size()) - hit.num_blocks;
+        let num_slots = num_tokens.next_multiple_of(self.block_size());
+        let needed = num_slots / self.block_size() - hit.num_blocks;
         let reserve = if alone { 0 } else { self.watermark_blocks() };
         if needed + hit.num_available_blocks + reserve > available {
             self.blocked = Some((sequence.id, available));
             return false;
         }
         let (table, num_cached) = self.blocks.open(known, sequence.namespace);
-        if self.blocks.reserve(table, num_tokens - num_cached).is_err() {
+        if self.blocks.reserve(table, num_slots - num_cached).is_err() {
             // Only if the manager's own estimate was too low; it is not lost either way.
             self.blocks.release(table);
             return false;
@@ -135,6 +136,8 @@ impl Scheduler {
         sequence.table = Some(table);
         sequence.place = Place::Running;
         sequence.num_computed = num_cached;
+        sequence.num_committed = num_cached;
+        sequence.num_slots = num_slots;
         if sequence.queued {
             sequence.num_cached = num_cached;
             self.stats.num_prefix_queries += num_known as u64;
@@ -150,11 +153,21 @@ impl Scheduler {
         (self.config.watermark * self.blocks.config().num_blocks as f64).ceil() as usize
     }
 
-    /// Room for one more token of a running sequence.
-    fn reserve_one(&mut self, slot: u32) -> bool {
-        let table = self.sequences[slot as usize].table;
-        let table = table.expect("a running sequence has a table");
-        self.blocks.reserve(table, 1).is_ok()
+    /// Makes sure that a running sequence's last token has a slot. The manager is asked for a
+    /// whole block at a time, which costs no more than a slot of it, so most steps ask nothing.
+    fn reserve_last(&mut self, slot: u32) -> bool {
+        let sequence = &mut self.sequences[slot as usize];
+        if sequence.tokens.len() <= sequence.num_slots {
+            return true;
+        }
+        let num_slots = sequence.num_slots + self.blocks.config().block_size;
+        let table = sequence.table.expect("a running sequence has a table");
+        let missing = num_slots - sequence.num_committed;
+        let reserved = self.blocks.reserve(table, missing).is_ok();
+        if reserved {
+            sequence.num_slots = num_slots;
+        }
+        reserved
     }
 
     /// Takes all blocks from the last arrived running sequence, which waits again at its place

@@ -4,8 +4,7 @@ use pageloom_block_manager::{BlockId, BlockManager, StepId, TokenId};
 use slab::Slab;
 
 use crate::{
-    AdmissionError, Config, ConfigError, EndReason, NewSequence, PlannedSeq, SchedulerStats,
-    SeqEvent, SeqId, SeqResult, StepPlan,
+    AdmissionError, Config, ConfigError, NewSequence, SchedulerStats, SeqId, StepPlan,
     queue::WaitingQueue,
     sequence::{Place, Sequence},
 };
@@ -30,7 +29,7 @@ pub struct Scheduler {
     pub(crate) stats: SchedulerStats,
     next_generation: u64,
     /// Slots that ended in the step being reported; kept for their room.
-    ended: Vec<u32>,
+    pub(crate) ended: Vec<u32>,
 }
 
 impl Scheduler {
@@ -87,6 +86,8 @@ impl Scheduler {
             score_prompt: new.score_prompt,
             table: None,
             num_computed: 0,
+            num_committed: 0,
+            num_slots: 0,
             tokens: new.prompt,
             num_prompt,
             max_len: num_prompt + new.max_tokens,
@@ -170,32 +171,6 @@ impl Scheduler {
             max_num_queued: config.max_num_queued_requests,
             max_num_queued_tokens: config.max_num_queued_tokens,
         })
-    }
-
-    /// Reports the step in flight: `results` has one entry for each of its sequences, in order.
-    /// What happened replaces the contents of `events`.
-    ///
-    /// A sequence that [`finish`](Self::finish) ended meanwhile has no event.
-    ///
-    /// # Panics
-    /// If `step` is not in flight, if `results` has another length than the plan, or if a
-    /// result is a token where none was to be drawn or the other way round: the caller's bugs.
-    pub fn update(&mut self, step: StepId, results: &[SeqResult], events: &mut Vec<SeqEvent>) {
-        assert_eq!(self.in_flight, Some(step), "the step is not in flight");
-        assert_eq!(
-            results.len(),
-            self.plan.seqs.len(),
-            "one result for each planned sequence"
-        );
-        self.in_flight = None;
-        self.blocks.complete(step);
-        events.clear();
-        let seqs = core::mem::take(&mut self.plan.seqs);
-        for (planned, &result) in seqs.iter().zip(results) {
-            self.report(planned, result, events);
-        }
-        self.plan.seqs = seqs;
-        self.sweep();
     }
 
     /// Ends a sequence at any moment: its text is complete, or nobody wants it any more.
@@ -298,89 +273,8 @@ impl Scheduler {
             .is_some_and(|sequence| !sequence.prompt_reported)
     }
 
-    /// Takes in what one sequence computed.
-    fn report(&mut self, planned: &PlannedSeq, result: SeqResult, events: &mut Vec<SeqEvent>) {
-        let slot = planned.id.index;
-        let sequence = &mut self.sequences[slot as usize];
-        sequence.in_flight = false;
-        if sequence.ending {
-            self.end(slot);
-            return;
-        }
-        if result == SeqResult::Failed {
-            self.end(slot);
-            events.push(SeqEvent::Ended {
-                id: planned.id,
-                reason: EndReason::Failed,
-            });
-            return;
-        }
-        let table = sequence.table.expect("a planned sequence has a table");
-        let computed = &sequence.tokens[planned.positions.clone()];
-        self.blocks.commit(table, computed);
-        self.stats.num_computed_tokens += computed.len() as u64;
-        let again = sequence.high_water.min(planned.positions.end);
-        self.stats.num_recomputed_tokens += again.saturating_sub(planned.positions.start) as u64;
-        sequence.num_computed = planned.positions.end;
-        sequence.high_water = sequence.high_water.max(sequence.num_computed);
-        sequence.num_scored = sequence.num_scored.max(planned.scores.end);
-        if !sequence.prompt_reported && sequence.num_computed >= sequence.num_prompt {
-            sequence.prompt_reported = true;
-            events.push(SeqEvent::PromptComputed {
-                id: planned.id,
-                num_cached_tokens: sequence.num_cached,
-            });
-            self.unpark_followers(slot);
-        }
-        let sequence = &mut self.sequences[slot as usize];
-        match (planned.sample, result) {
-            (true, SeqResult::Token(token)) => {
-                sequence.tokens.push(token);
-                events.push(SeqEvent::Token {
-                    id: planned.id,
-                    token,
-                });
-            }
-            (false, SeqResult::Computed) => {}
-            (sample, other) => panic!(
-                "sequence {} was planned with sample {sample} and reported {other:?}",
-                planned.id
-            ),
-        }
-        // With max_tokens 0 the sequence is complete once its prompt is computed.
-        let complete = sequence.tokens.len() == sequence.max_len
-            && (planned.sample || sequence.num_computed == sequence.max_len);
-        if complete {
-            self.end(slot);
-            events.push(SeqEvent::Ended {
-                id: planned.id,
-                reason: EndReason::Length,
-            });
-        }
-    }
-
-    /// Ends a running sequence while a step is reported; `sweep` frees its slot.
-    fn end(&mut self, slot: u32) {
-        self.close(slot);
-        self.sequences[slot as usize].place = Place::Gone;
-        self.ended.push(slot);
-    }
-
-    /// Frees the slots of what ended in this report, all at once.
-    fn sweep(&mut self) {
-        if self.ended.is_empty() {
-            return;
-        }
-        let sequences = &self.sequences;
-        self.running
-            .retain(|&slot| sequences[slot as usize].place != Place::Gone);
-        for slot in self.ended.drain(..) {
-            self.sequences.remove(slot as usize);
-        }
-    }
-
     /// Gives back what a sequence holds, on whatever way it goes.
-    fn close(&mut self, slot: u32) {
+    pub(crate) fn close(&mut self, slot: u32) {
         let sequence = &mut self.sequences[slot as usize];
         if let Some(table) = sequence.table.take() {
             self.blocks.release(table);
@@ -399,7 +293,7 @@ impl Scheduler {
     }
 
     /// Lets those who waited for this sequence's prompt into the queue, at their own places.
-    fn unpark_followers(&mut self, slot: u32) {
+    pub(crate) fn unpark_followers(&mut self, slot: u32) {
         let followers = core::mem::take(&mut self.sequences[slot as usize].followers);
         for follower in followers {
             let sequence = &mut self.sequences[follower.index()];

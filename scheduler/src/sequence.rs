@@ -78,6 +78,10 @@ pub(crate) struct Sequence {
     pub(crate) table: Option<TableId>,
     /// Tokens whose keys and values are in the cache.
     pub(crate) num_computed: usize,
+    /// Of those, the ones the block manager was told of: all but the last block's.
+    pub(crate) num_committed: usize,
+    /// Positions that have a slot in the table: whole blocks.
+    pub(crate) num_slots: usize,
     /// Prompt and output.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) num_prompt: usize,
