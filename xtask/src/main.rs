@@ -1,3 +1,52 @@
-//! Project tasks.
+//! Project tasks: `cargo xtask ci`, `cargo xtask bench block-size`.
 
-fn main() {}
+mod bench;
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Project tasks")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Runs everything a change must pass: the script .ci/run
+    Ci {
+        /// Arguments for the script
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Experiments
+    #[command(subcommand)]
+    Bench(bench::Bench),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().task {
+        Task::Ci { args } => ci(&args),
+        Task::Bench(bench) => bench.run(),
+    }
+}
+
+fn ci(args: &[String]) -> anyhow::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask lies in the workspace's root")?;
+    let script = root.join(".ci/run");
+    let status = Command::new(&script)
+        .args(args)
+        .current_dir(root)
+        .status()
+        .with_context(|| format!("cannot run {}", script.display()))?;
+    if !status.success() {
+        bail!("{} failed: {status}", script.display());
+    }
+    Ok(())
+}
