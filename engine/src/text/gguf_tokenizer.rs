@@ -318,3 +318,6 @@ fn sentence_piece_bpe(gguf: &Gguf, tokens: &Tokens<'_>) -> Result<Tokenizer, Tex
     tokenizer.with_normalizer(Some(NormalizerSequence::new(normalizers)));
     Ok(tokenizer)
 }
+
+#[cfg(test)]
+mod tests;

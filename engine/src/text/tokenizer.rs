@@ -45,8 +45,12 @@ impl Tokenizer {
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Tokenizer, TextError> {
         match (checkpoint.gguf(), checkpoint.folder()) {
             (Some(gguf), _) => {
+                let config = checkpoint.config();
                 let rebuilt = gguf_tokenizer::rebuild(gguf)?;
-                Ok(Tokenizer::from_gguf(rebuilt, checkpoint))
+                let mut tokenizer = Tokenizer::from_rebuilt(rebuilt, config.vocab_size);
+                tokenizer.bos = config.bos_token_id;
+                tokenizer.eos_ids.clone_from(&config.eos_token_ids);
+                Ok(tokenizer)
             }
             (None, Some(folder)) => Tokenizer::from_folder(folder, checkpoint),
             (None, None) => Err(TextError::Missing {
@@ -56,15 +60,15 @@ impl Tokenizer {
         }
     }
 
-    fn from_gguf(rebuilt: Rebuilt, checkpoint: &Checkpoint) -> Tokenizer {
-        let config = checkpoint.config();
+    /// A tokenizer without begin and end tokens yet.
+    pub(super) fn from_rebuilt(rebuilt: Rebuilt, vocab_size: usize) -> Tokenizer {
         Tokenizer {
             inner: rebuilt.tokenizer,
             vocabulary: rebuilt.vocabulary,
             spelling: rebuilt.spelling,
-            vocab_size: config.vocab_size,
-            bos: config.bos_token_id,
-            eos_ids: config.eos_token_ids.clone(),
+            vocab_size,
+            bos: None,
+            eos_ids: Vec::new(),
             around: Around::Flags {
                 add_bos: rebuilt.add_bos,
                 add_eos: rebuilt.add_eos,
