@@ -52,9 +52,11 @@
 mod cache;
 pub mod cpu;
 mod error;
+mod layout;
 pub mod reference;
 mod rows;
 
-pub use cache::{CacheLayout, KvCache, KvDtype};
+pub use cache::KvCache;
 pub use error::KernelError;
+pub use layout::{CacheLayout, KvDtype};
 pub use rows::{Rows, RowsMut};

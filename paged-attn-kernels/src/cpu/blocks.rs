@@ -4,7 +4,8 @@ use half::bf16;
 
 use super::ThreadPool;
 use super::disjoint::DisjointSlice;
-use crate::cache::{Element, KEY_TILE};
+use crate::cache::Element;
+use crate::layout::KEY_TILE;
 use crate::{KernelError, KvCache, KvDtype, Rows};
 
 /// Elements from which on a call is worth waking other threads for.

@@ -2,7 +2,8 @@
 
 use super::micro::{Run, STEP_KEYS};
 use super::simd::{LANES, Lanes};
-use crate::cache::{CacheLayout, KEY_TILE};
+use crate::CacheLayout;
+use crate::layout::KEY_TILE;
 
 // A vector is a tile's keys of one dimension.
 const _: () = assert!(KEY_TILE == LANES);
