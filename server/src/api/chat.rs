@@ -11,11 +11,12 @@ use serde::Serialize;
 
 use super::body::JsonBody;
 use super::error::ApiError;
+use super::fields::{is_empty_list, take_count, take_logprobs};
 use super::logprobs::{ChatLogprobs, PromptLogprobs, prompt_logprobs};
 use super::messages::{take_messages, take_render_options};
 use super::object::Object;
 use super::outputs::{Ending, Outputs, Usage};
-use super::params::{CommonParams, Limits, is_empty_list, take_count, take_logprobs};
+use super::params::{CommonParams, Limits};
 use super::state::AppState;
 use super::stream::{self, Chunks, SseText};
 

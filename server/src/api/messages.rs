@@ -4,8 +4,8 @@ use pageloom_engine::text::{ChatMessage, RenderOptions};
 use serde_json::value::RawValue;
 
 use super::error::{ApiError, shorten};
+use super::fields::is_empty_list;
 use super::object::{Object, read, read_list};
-use super::params::is_empty_list;
 
 /// Most messages of a conversation.
 pub const MAX_MESSAGES: usize = 4096;

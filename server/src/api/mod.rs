@@ -8,6 +8,7 @@ mod body;
 mod chat;
 mod completions;
 mod error;
+mod fields;
 mod logprobs;
 mod messages;
 mod metrics;
@@ -15,6 +16,7 @@ mod models;
 mod object;
 mod outputs;
 mod params;
+mod prompt;
 mod state;
 mod stream;
 mod tokenize;
@@ -27,13 +29,13 @@ use axum::middleware;
 use axum::routing::{MethodRouter, get, post};
 
 pub use auth::ApiKeys;
-pub use completions::{MAX_CHOICES, MAX_PROMPTS};
+pub use completions::MAX_CHOICES;
 pub use error::ApiError;
+pub use fields::{MAX_BIASED_TOKENS, MAX_LABEL_BYTES, MAX_N, MAX_STOP_BYTES, MAX_STOP_STRINGS};
 pub use messages::MAX_MESSAGES;
 pub use metrics::CacheInfo;
-pub use params::{
-    Limits, MAX_BIASED_TOKENS, MAX_LABEL_BYTES, MAX_N, MAX_STOP_BYTES, MAX_STOP_STRINGS,
-};
+pub use params::Limits;
+pub use prompt::MAX_PROMPTS;
 pub use state::{AppState, Seeds, now_unix};
 
 type Route = (&'static str, &'static str, MethodRouter<Arc<AppState>>);
