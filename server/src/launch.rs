@@ -73,7 +73,7 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let plan = &self.plan;
         let dtype = match self.dtype {
-            WeightDtype::Auto => "auto",
+            WeightDtype::Auto => "as in the file (quantised: bf16)",
             WeightDtype::F32 => "f32",
             WeightDtype::Bf16 => "bf16",
         };

