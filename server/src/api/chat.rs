@@ -123,7 +123,7 @@ pub(super) async fn chat_completions(
     }
 }
 
-/// A response or, with `T = `[`Delta`], a chunk of one.
+/// A response or, with [`Delta`] for its choices, a chunk of one.
 #[derive(Serialize)]
 struct Completion<'a, T> {
     id: &'a str,

