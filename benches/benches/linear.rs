@@ -20,12 +20,17 @@ fn products(c: &mut Criterion) {
     let value = |i: usize| (i % 17) as f32 / 17.0 - 0.5;
     let pack = |dtype| {
         PackedMatrix::pack(&pool, (n, k), dtype, |row, out| {
-            out.iter_mut().enumerate().for_each(|(col, w)| *w = value(row * k + col));
+            out.iter_mut()
+                .enumerate()
+                .for_each(|(col, w)| *w = value(row * k + col));
             Ok::<(), ()>(())
         })
         .expect("packing from memory does not fail")
     };
-    let matrices = [("bf16", pack(MatrixDtype::Bf16)), ("f32", pack(MatrixDtype::F32))];
+    let matrices = [
+        ("bf16", pack(MatrixDtype::Bf16)),
+        ("f32", pack(MatrixDtype::F32)),
+    ];
     let dense: Vec<f32> = (0..n * k).map(value).collect();
 
     let mut group = c.benchmark_group(format!("linear {k} to {n}, {threads} threads"));
@@ -37,7 +42,15 @@ fn products(c: &mut Criterion) {
             let mut scratch = LinearScratch::default();
             group.bench_function(BenchmarkId::new(*name, m), |b| {
                 b.iter(|| {
-                    linear(&pool, isa, &mut scratch, &x, w, Epilogue::Store, black_box(&mut out))
+                    linear(
+                        &pool,
+                        isa,
+                        &mut scratch,
+                        &x,
+                        w,
+                        Epilogue::Store,
+                        black_box(&mut out),
+                    )
                 });
             });
         }
