@@ -71,26 +71,22 @@ impl Checkpoint {
         .checked()
     }
 
-    /// Joins a configuration with the bytes of one safetensors file; `path` is what errors call
-    /// it. Meant for tests and fuzzing.
+    /// Takes the text of a `config.json` and the bytes of one safetensors file; `path` is what
+    /// errors call both. Meant for tests and fuzzing.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
     #[doc(hidden)]
     pub fn from_safetensors_bytes(
-        config: ModelConfig,
+        config: &[u8],
         bytes: Vec<u8>,
         path: &Path,
     ) -> Result<Checkpoint, LoadError> {
+        let config = hf_config::config_from_slice(config, path)?;
         let tensors = Safetensors::from_bytes(bytes, path)?;
-        Checkpoint {
-            config,
-            source: Source::Folder {
-                path: path.to_owned(),
-                tensors,
-            },
-        }
-        .checked()
+        let path = path.to_owned();
+        let source = Source::Folder { path, tensors };
+        Checkpoint { config, source }.checked()
     }
 
     /// What the model is.

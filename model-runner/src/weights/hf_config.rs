@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::LoadError;
 use super::config::{Architecture, ModelConfig, RopeScaling};
-use super::json::{Keys, read_json};
+use super::json::{Keys, parse_json, read_json};
 
 /// Reads the folder's configuration.
 pub(super) fn config(folder: &Path) -> Result<ModelConfig, LoadError> {
@@ -31,6 +31,17 @@ pub(super) fn config(folder: &Path) -> Result<ModelConfig, LoadError> {
         },
         generation.as_ref(),
     )
+}
+
+/// Reads a configuration that is in memory; `path` is what errors call it.
+pub(super) fn config_from_slice(text: &[u8], path: &Path) -> Result<ModelConfig, LoadError> {
+    let map = parse_json(text, path)?;
+    let keys = Keys {
+        path,
+        map: &map,
+        prefix: "",
+    };
+    from_json(&keys, None)
 }
 
 fn from_json(keys: &Keys<'_>, generation: Option<&Keys<'_>>) -> Result<ModelConfig, LoadError> {

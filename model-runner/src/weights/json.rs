@@ -28,18 +28,23 @@ pub(super) fn read_json(path: &Path) -> Result<Map<String, Value>, LoadError> {
     file.take(MAX_JSON_BYTES + 1)
         .read_to_end(&mut text)
         .map_err(io_error)?;
-    let malformed = |offset, reason| LoadError::Malformed {
-        path: path.to_owned(),
-        offset,
-        reason,
-    };
     if text.len() as u64 > MAX_JSON_BYTES {
-        return Err(malformed(
-            text.len(),
-            format!("more than {MAX_JSON_BYTES} bytes of JSON"),
-        ));
+        return Err(LoadError::Malformed {
+            path: path.to_owned(),
+            offset: text.len(),
+            reason: format!("more than {MAX_JSON_BYTES} bytes of JSON"),
+        });
     }
-    serde_json::from_slice(&text).map_err(|error| malformed(0, error.to_string()))
+    parse_json(&text, path)
+}
+
+/// Parses a JSON object; `path` is what errors call it.
+pub(super) fn parse_json(text: &[u8], path: &Path) -> Result<Map<String, Value>, LoadError> {
+    serde_json::from_slice(text).map_err(|error| LoadError::Malformed {
+        path: path.to_owned(),
+        offset: 0,
+        reason: error.to_string(),
+    })
 }
 
 /// A JSON object and the file it came from.
