@@ -250,3 +250,42 @@ fn the_real_tokenizer_takes_long_prompts_in_proportion() {
         "{short:?} {long:?}"
     );
 }
+
+#[test]
+fn templates_in_the_idioms_of_models_write_what_transformers_writes() {
+    let data: Value = serde_json::from_str(include_str!("data/templates.json")).unwrap();
+    for row in data["rows"].as_array().unwrap() {
+        let name = row["template"].as_str().unwrap();
+        let source = data["templates"][name].as_str().unwrap().to_owned();
+        let template =
+            ChatTemplate::from_source(source, "<s>".to_owned(), "</s>".to_owned()).unwrap();
+        let message = |turn: &Value| ChatMessage {
+            role: turn[0].as_str().unwrap().to_owned(),
+            content: turn[1].as_str().unwrap().to_owned(),
+            name: None,
+        };
+        let chat: Vec<_> = row["chat"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(message)
+            .collect();
+        let options = RenderOptions {
+            add_generation_prompt: row["add_generation_prompt"].as_bool().unwrap(),
+            kwargs: [("enable_thinking".to_owned(), Value::Bool(false))]
+                .into_iter()
+                .collect(),
+            ..Default::default()
+        };
+        match (template.render(&chat, &options), row["text"].as_str()) {
+            (Ok(text), Some(expected)) => assert_eq!(text, expected, "{name}: {}", row["chat"]),
+            (Err(error), None) => {
+                assert!(
+                    error.to_string().contains(row["error"].as_str().unwrap()),
+                    "{error}"
+                );
+            }
+            (result, expected) => panic!("{name}: {result:?}, transformers {expected:?}"),
+        }
+    }
+}

@@ -1,9 +1,10 @@
 use std::path::Path;
 
-use minijinja::Environment;
+use minijinja::value::Serde;
+use minijinja::{Environment, Value};
 use pageloom_model_runner::Checkpoint;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::template;
 use super::tokenizer::{read_bounded, special_text, tokenizer_config};
@@ -45,7 +46,7 @@ pub struct RenderOptions {
     /// End inside the last message, so that the model goes on with it.
     pub continue_final_message: bool,
     /// More variables for the template, as in `enable_thinking`.
-    pub kwargs: Map<String, Value>,
+    pub kwargs: Map<String, serde_json::Value>,
 }
 
 /// A model's chat template: turns a conversation into the text the model was trained on.
@@ -141,25 +142,18 @@ impl ChatTemplate {
         }
         let last = final_message(messages, options)?;
         let add_generation_prompt = options.add_generation_prompt;
-        let mut variables = options.kwargs.clone();
-        variables.extend([
-            ("messages".to_owned(), serde_json::json!(messages)),
-            ("tools".to_owned(), Value::Null),
-            ("documents".to_owned(), Value::Null),
-            (
-                "add_generation_prompt".to_owned(),
-                Value::Bool(add_generation_prompt),
-            ),
-            (
-                "bos_token".to_owned(),
-                Value::String(self.bos_token.clone()),
-            ),
-            (
-                "eos_token".to_owned(),
-                Value::String(self.eos_token.clone()),
-            ),
-        ]);
-        let mut text = template::render(&self.environment, &variables)?;
+        let variables = [
+            ("messages", Value::from(Serde(messages))),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", add_generation_prompt.into()),
+            ("bos_token", self.bos_token.as_str().into()),
+            ("eos_token", self.eos_token.as_str().into()),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value));
+        let kwargs = options.kwargs.iter();
+        let kwargs = kwargs.map(|(name, value)| (name.clone(), Value::from(Serde(value))));
+        let mut text = template::render(&self.environment, variables.into_iter().chain(kwargs))?;
         if let Some(last) = last {
             cut_after(&mut text, last)?;
         }
@@ -235,11 +229,11 @@ fn folder_template(folder: &Path) -> Result<(Option<String>, Option<SpecialToken
         .as_ref()
         .and_then(|settings| settings.get("chat_template"))
     {
-        Some(Value::String(source)) => Some(source.clone()),
+        Some(serde_json::Value::String(source)) => Some(source.clone()),
         // Several by name; the one called `default` is for plain conversations.
-        Some(Value::Array(named)) => named
+        Some(serde_json::Value::Array(named)) => named
             .iter()
-            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
+            .find(|entry| entry.get("name").and_then(serde_json::Value::as_str) == Some("default"))
             .and_then(|entry| entry.get("template")?.as_str())
             .map(str::to_owned),
         _ => None,
@@ -391,7 +385,7 @@ mod tests {
     #[test]
     fn arguments_reach_the_template_but_replace_nothing() {
         let kwargs = |name: &str| RenderOptions {
-            kwargs: Map::from_iter([(name.to_owned(), Value::Bool(false))]),
+            kwargs: Map::from_iter([(name.to_owned(), serde_json::Value::Bool(false))]),
             ..Default::default()
         };
         let source = "{% if thinking is defined and not thinking %}off{% endif %}";

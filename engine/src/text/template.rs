@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, ValueKind};
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
@@ -45,7 +45,7 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, TextEr
 /// Renders the environment's template.
 pub(super) fn render(
     environment: &Environment<'static>,
-    variables: &impl Serialize,
+    variables: impl Iterator<Item = (String, Value)>,
 ) -> Result<String, TextError> {
     let mut output = BoundedOutput {
         bytes: Vec::new(),
@@ -53,7 +53,7 @@ pub(super) fn render(
     };
     let rendered = environment.get_template(NAME).and_then(|template| {
         template
-            .render_captured_to(Value::from(Serde(variables)), &mut output)
+            .render_captured_to(Value::from_pairs(variables), &mut output)
             .map(drop)
     });
     match rendered {
@@ -137,17 +137,17 @@ fn format_as_python(out: &mut Output, state: &mut State, value: &Value) -> Resul
 
 /// Python's `json.dumps` without escapes for HTML, which the built-in filter has.
 fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
+    let refuse = |what: &str| {
+        let reason = format!("tojson: {what} is not supported");
+        Err(Error::new(ErrorKind::InvalidOperation, reason))
+    };
     let indent: Option<usize> = options.get("indent")?;
-    // Escapes of letters past ASCII and other separators are not in use.
-    let _: Option<bool> = options.get("ensure_ascii")?;
+    if options.get::<Option<bool>>("ensure_ascii")? == Some(true) {
+        return refuse("ensure_ascii=True");
+    }
     options.assert_all_used()?;
     let text = match indent {
-        Some(width) if width > 16 => {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "tojson: indent is too large",
-            ));
-        }
+        Some(width) if width > 16 => return refuse("an indent over 16"),
         Some(width) => {
             let indent = " ".repeat(width);
             json_text(value, PrettyFormatter::with_indent(indent.as_bytes()))
