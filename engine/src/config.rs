@@ -61,10 +61,18 @@ impl EngineConfig {
     /// Checks every value.
     ///
     /// # Errors
-    /// [`EngineError::Blocks`] or [`EngineError::Scheduler`] names the field.
+    /// [`EngineError::Blocks`], [`EngineError::Scheduler`] or [`EngineError::TooManySlots`].
     pub fn validate(&self) -> Result<(), EngineError> {
         self.blocks().validate()?;
         self.scheduler().validate()?;
+        // Slots are 32 bits wide in a batch, and with them every position and row.
+        let num_slots = self.num_blocks.checked_mul(self.block_size);
+        if num_slots.is_none_or(|slots| u32::try_from(slots).is_err()) {
+            return Err(EngineError::TooManySlots {
+                num_blocks: self.num_blocks,
+                block_size: self.block_size,
+            });
+        }
         Ok(())
     }
 
@@ -89,5 +97,23 @@ impl EngineConfig {
             long_prefill_token_threshold: self.long_prefill_token_threshold,
             watermark: self.watermark,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_of_more_slots_than_a_batch_can_name_is_refused() {
+        let config = EngineConfig {
+            num_blocks: 1 << 28,
+            ..EngineConfig::default()
+        };
+        let error = config.validate().expect_err("2^32 slots");
+        assert!(matches!(error, EngineError::TooManySlots { .. }), "{error}");
+        EngineConfig::default()
+            .validate()
+            .expect("the default is valid");
     }
 }

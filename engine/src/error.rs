@@ -13,6 +13,14 @@ pub enum EngineError {
     /// The scheduler's configuration.
     #[error(transparent)]
     Scheduler(#[from] pageloom_scheduler::ConfigError),
+    /// A batch numbers the cache's slots with 32 bits.
+    #[error("{num_blocks} blocks of {block_size} tokens are more than 2^32 - 1 slots")]
+    TooManySlots {
+        /// Blocks of the cache.
+        num_blocks: usize,
+        /// Tokens a block.
+        block_size: usize,
+    },
     /// Work waits and no step can be planned. A bug: the scheduler always plans one.
     #[error("{num_waiting} sequences wait, {num_running} run, and no step can be planned")]
     Stalled {

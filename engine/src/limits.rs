@@ -3,14 +3,17 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use pageloom_block_manager::Namespace;
-use pageloom_model_runner::MAX_LOGPROBS;
+use pageloom_model_runner::{MAX_LOGPROBS, SamplingParams};
 
 use crate::{EngineConfig, Request, RequestError};
 
-/// Most stop strings of a request.
-pub const MAX_STOP_STRINGS: usize = 64;
+/// Most stop strings of a request. Each of its `n` sequences matches them for itself.
+pub const MAX_STOP_STRINGS: usize = 32;
 /// Longest stop string, in bytes.
-pub const MAX_STOP_BYTES: usize = 4096;
+pub const MAX_STOP_BYTES: usize = 1024;
+/// Most entries of `logit_bias`, `allowed_token_ids` and `stop_token_ids`, of each. Each of the
+/// `n` sequences has its own.
+pub const MAX_TOKEN_LIST: usize = 16_384;
 
 /// The bounds on a request; immutable, so that any thread can check.
 #[derive(Debug, Clone)]
@@ -38,6 +41,7 @@ impl Limits {
         }
         let max_tokens = self.check_length(request)?;
         self.check_tokens(request)?;
+        check_lists(&request.sampling)?;
         request.sampling.validate(self.vocab_size)?;
         let min_tokens = request.sampling.min_tokens;
         if min_tokens > max_tokens {
@@ -124,6 +128,21 @@ impl Limits {
                 format!("must have token ids below {vocab_size}, got {id}"),
             )),
         }
+    }
+}
+
+fn check_lists(params: &SamplingParams) -> Result<(), RequestError> {
+    let lists = [
+        ("logit_bias", params.logit_bias.len()),
+        ("allowed_token_ids", params.allowed_token_ids.len()),
+        ("stop_token_ids", params.stop_token_ids.len()),
+    ];
+    match lists.into_iter().find(|&(_, len)| len > MAX_TOKEN_LIST) {
+        None => Ok(()),
+        Some((field, len)) => Err(RequestError::invalid(
+            field,
+            format!("must have at most {MAX_TOKEN_LIST} entries, got {len}"),
+        )),
     }
 }
 

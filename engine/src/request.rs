@@ -13,7 +13,8 @@ pub struct Request {
     pub prompt: Vec<TokenId>,
     /// Number of sequences generated from the prompt, at least 1.
     pub n: usize,
-    /// Most tokens to generate for each sequence; `None`: to the end of the context.
+    /// Most tokens to generate for each sequence; `None`: to the end of the context, or of what
+    /// the cache can hold. With 0 only the prompt is computed, for its log-probabilities.
     pub max_tokens: Option<usize>,
     /// How tokens are drawn. Sequence `i` of `n` draws with seed `sampling.seed + i`.
     /// The engine adds the model's end-of-text ids to `stop_token_ids` unless `ignore_eos`.
@@ -88,7 +89,8 @@ pub struct OutputDelta {
     pub index: usize,
     /// Text that became certain since the last delta: whole characters, no part of a stop string.
     pub text: String,
-    /// Tokens drawn since the last delta.
+    /// Tokens drawn since the last delta, the one that ended the sequence included, though it
+    /// has no text unless [`Request::include_stop_in_output`].
     pub tokens: Vec<GeneratedToken>,
     /// Set on the last delta of the sequence.
     pub finish: Option<FinishReason>,
@@ -97,7 +99,8 @@ pub struct OutputDelta {
 /// News of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RequestEvent {
-    /// The prompt is computed. Sent once, before any [`RequestEvent::Output`].
+    /// The prompt is computed. Sent once, before any [`RequestEvent::Output`]; not sent if the
+    /// request ends before, by a failure or an abort.
     Prompt {
         /// Prompt tokens taken from the prefix cache.
         num_cached_tokens: usize,

@@ -231,9 +231,9 @@ async fn shutdown_ends_what_is_unfinished_at_the_time_out() {
     gate.open(5);
     let reader = tokio::spawn(read(stream));
     until("five steps", || engine.stats().num_generation_tokens >= 4).await;
-    let shutdown = engine.shutdown(Duration::ZERO);
-    gate.open(2);
-    shutdown.await;
+    // The first future is polled first: the thread is told before its step can end.
+    let open = async { gate.open(u64::from(u32::MAX)) };
+    tokio::join!(engine.shutdown(Duration::ZERO), open);
     let outcome = reader.await.unwrap().outcomes.remove(&0).unwrap();
     assert_eq!(outcome.finish, Some(FinishReason::Abort));
     assert!((4..10).contains(&outcome.tokens.len()));

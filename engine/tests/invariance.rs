@@ -1,10 +1,13 @@
-//! A request's output depends on nothing but the request.
+//! A request's output depends on nothing but the request: over the simulator, whose tokens depend
+//! on all they read, and over a model on the CPU, bit for bit.
 
 mod support;
 
 use pageloom_engine::{EngineConfig, Request};
 use pageloom_model_runner::SamplingParams;
-use support::{Harness, Transcript, alone, engine, greedy, prompt};
+use support::{
+    Harness, MakeEngine, Transcript, alone, alone_in, engine, greedy, model_engine, prompt,
+};
 
 /// One of each kind: greedy, sampled, several sequences, with everything reported.
 fn subjects() -> Vec<Request> {
@@ -44,9 +47,18 @@ fn output(transcript: &Transcript) -> Transcript {
     }
 }
 
+/// What computes the steps.
+const EXECUTORS: [MakeEngine; 2] = [engine, model_engine];
+
 fn check_all(config: &EngineConfig, others: &[Request], min_preemptions: u64) {
+    for make in EXECUTORS {
+        check_all_in(make, config, others, min_preemptions);
+    }
+}
+
+fn check_all_in(make: MakeEngine, config: &EngineConfig, others: &[Request], min_preemptions: u64) {
     let subjects = subjects();
-    let mut harness = Harness::new(engine(config.clone()));
+    let mut harness = Harness::new(make(config.clone()));
     let mut ids = Vec::new();
     for (i, subject) in subjects.iter().enumerate() {
         for other in others.iter().skip(i).step_by(subjects.len()) {
@@ -58,7 +70,7 @@ fn check_all(config: &EngineConfig, others: &[Request], min_preemptions: u64) {
     for (id, subject) in ids.iter().zip(&subjects) {
         let got = &harness.transcripts[id];
         assert!(got.is_finished(subject.n));
-        assert_eq!(output(got), output(&alone(subject)));
+        assert_eq!(output(got), output(&alone_in(make, subject)));
     }
     let preemptions = harness.engine.stats().num_preemptions;
     assert!(preemptions >= min_preemptions, "{preemptions} preemptions");
@@ -119,13 +131,22 @@ fn without_a_prefix_cache() {
 
 #[test]
 fn with_prefix_hits() {
-    let mut harness = Harness::new(engine(EngineConfig::default()));
+    for make in EXECUTORS {
+        check_hits(make);
+    }
+}
+
+fn check_hits(make: MakeEngine) {
+    let mut harness = Harness::new(make(EngineConfig::default()));
     let subjects = subjects();
     for _ in 0..2 {
         for subject in &subjects {
             let id = harness.add(subject);
             harness.run();
-            assert_eq!(output(&harness.transcripts[&id]), output(&alone(subject)));
+            assert_eq!(
+                output(&harness.transcripts[&id]),
+                output(&alone_in(make, subject))
+            );
         }
     }
     // Second time: two whole blocks of 37 tokens; nothing where scores are wanted; of 33 tokens

@@ -9,23 +9,49 @@ use std::{
 };
 
 use pageloom_engine::{
-    Engine, EngineConfig, FinishReason, GeneratedToken, Request, RequestEvent, RequestId,
-    SimConfig, SimExecutor, text::Tokenizer,
+    Engine, EngineConfig, FinishReason, GeneratedToken, ModelExecutor, Request, RequestEvent,
+    RequestId, SimConfig, SimExecutor, text::Tokenizer,
 };
-use pageloom_model_runner::{Checkpoint, SamplingParams, TokenLogprobs};
+use pageloom_model_runner::{
+    Checkpoint, CpuRunner, KvDtype, LoadOptions, Model, RunnerConfig, SamplingParams,
+    TokenLogprobs, WeightDtype,
+};
 
 /// Tokens 0 to 2 are special, the last of them ends a text.
 pub(crate) const VOCAB_SIZE: usize = 288;
 
-/// The tokeniser of the model runner's smallest test model.
+/// A test model of the model runner's, of a few hundred kilobytes.
+fn checkpoint() -> Checkpoint {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = folder.join("../model-runner/tests/models/smollm2");
+    Checkpoint::open(&folder).expect("a test model")
+}
+
+/// Its tokeniser.
 pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let folder = folder.join("../model-runner/tests/models/smollm2");
-        let checkpoint = Checkpoint::open(&folder).expect("a test model");
-        Arc::new(Tokenizer::from_checkpoint(&checkpoint).expect("its tokenizer"))
+        Arc::new(Tokenizer::from_checkpoint(&checkpoint()).expect("its tokenizer"))
     });
     TOKENIZER.clone()
+}
+
+/// Makes engines that differ in what computes their steps.
+pub(crate) type MakeEngine = fn(EngineConfig) -> Engine;
+
+/// Over the test model, on two threads.
+pub(crate) fn model_engine(config: EngineConfig) -> Engine {
+    let options = LoadOptions {
+        dtype: WeightDtype::F32,
+        num_threads: 2,
+    };
+    let model = Model::load(&checkpoint(), options).expect("it loads");
+    let cache = RunnerConfig {
+        block_size: config.block_size,
+        num_blocks: config.num_blocks,
+        kv_dtype: KvDtype::F32,
+    };
+    let runner = CpuRunner::new(model, cache).expect("a cache");
+    Engine::new(config, Box::new(ModelExecutor::new(runner)), tokenizer()).expect("valid")
 }
 
 pub(crate) fn sim(config: &EngineConfig) -> SimConfig {
@@ -179,13 +205,18 @@ impl Harness {
 }
 
 /// The request in an engine of its own, with everything large.
-pub(crate) fn alone(request: &Request) -> Transcript {
+pub(crate) fn alone_in(make: MakeEngine, request: &Request) -> Transcript {
     let config = EngineConfig {
         num_blocks: 512,
         ..EngineConfig::default()
     };
-    let mut harness = Harness::new(engine(config));
+    let mut harness = Harness::new(make(config));
     let id = harness.add(request);
     harness.run();
     harness.transcripts.remove(&id).expect("kept")
+}
+
+/// The same over the simulator.
+pub(crate) fn alone(request: &Request) -> Transcript {
+    alone_in(engine, request)
 }
