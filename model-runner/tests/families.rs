@@ -127,7 +127,8 @@ fn malformed_batches_are_errors_and_the_runner_lives_on() {
         batch
     };
     let expected = run(&mut runner, &good());
-    let broken: [(&str, fn(&mut Batch)); 9] = [
+    type Change = fn(&mut Batch);
+    let broken: [(&str, Change); 9] = [
         ("tokens", |b| b.tokens[1] = 1 << 30),
         ("positions", |b| b.positions[2] = 7),
         ("slots", |b| b.slots[0] += 1),

@@ -15,7 +15,11 @@ unsafe impl<T: Send> Sync for DisjointSlice<'_, T> {}
 
 impl<'a, T> DisjointSlice<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
-        DisjointSlice { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+        DisjointSlice {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            slice: PhantomData,
+        }
     }
 
     /// One part of the slice.
@@ -24,7 +28,10 @@ impl<'a, T> DisjointSlice<'a, T> {
     /// No two parts that are alive at the same time may overlap.
     #[allow(clippy::mut_from_ref)] // The point of the type; see Safety.
     pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
-        assert!(range.start <= range.end && range.end <= self.len, "part outside the slice");
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "part outside the slice"
+        );
         // SAFETY: in bounds by the assertion, not aliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }

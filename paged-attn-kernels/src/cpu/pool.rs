@@ -316,7 +316,12 @@ mod tests {
     fn every_item_is_changed_by_its_own_task() {
         let mut items: Vec<usize> = vec![7; 100];
         ThreadPool::new(3).for_each_mut(&mut items, |_, index, item| *item += index);
-        assert!(items.iter().enumerate().all(|(index, item)| *item == 7 + index));
+        assert!(
+            items
+                .iter()
+                .enumerate()
+                .all(|(index, item)| *item == 7 + index)
+        );
     }
 
     #[test]

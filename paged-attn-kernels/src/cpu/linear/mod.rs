@@ -11,6 +11,7 @@
 //! level and reuse it for every tile of 12 rows.
 
 mod packed;
+mod storage;
 mod tile;
 
 pub use packed::{MatrixDtype, PackedMatrix};
@@ -71,7 +72,9 @@ pub fn linear(
     }
     let widen = w.dtype() == MatrixDtype::Bf16 && num_rows > MAX_ROWS;
     if widen {
-        scratch.panels.resize(pool.num_threads() * w.cols() * PANEL, 0.0);
+        scratch
+            .panels
+            .resize(pool.num_threads() * w.cols() * PANEL, 0.0);
     }
     let panels = DisjointSlice::new(&mut scratch.panels);
     let product = Product {
@@ -115,7 +118,15 @@ fn check_shapes(
 ) -> Result<usize, KernelError> {
     let num_rows = if w.cols() == 0 { 0 } else { x.len() / w.cols() };
     let shape = |name, expected: usize, found: usize| {
-        if expected == found { Ok(()) } else { Err(KernelError::Length { name, expected, found }) }
+        if expected == found {
+            Ok(())
+        } else {
+            Err(KernelError::Length {
+                name,
+                expected,
+                found,
+            })
+        }
     };
     shape("linear: x", num_rows * w.cols(), x.len())?;
     shape("linear: out", num_rows * w.rows(), out.len())?;
@@ -185,7 +196,11 @@ impl Product<'_> {
             }
         } else {
             let start = first / MAX_ROWS * self.w.cols() * MAX_ROWS + first % MAX_ROWS;
-            Inputs { values: &self.inputs[start..], row_stride: 1, input_stride: MAX_ROWS }
+            Inputs {
+                values: &self.inputs[start..],
+                row_stride: 1,
+                input_stride: MAX_ROWS,
+            }
         };
         let mut sums = [[0.0; PANEL]; ROWS];
         match self.isa {

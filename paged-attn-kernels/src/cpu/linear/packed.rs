@@ -1,7 +1,8 @@
 //! A weight matrix in the order the linear kernels read it.
 
-use bytemuck::Zeroable;
 use half::bf16;
+
+use super::storage::Storage;
 
 use crate::cpu::{ThreadPool, disjoint::DisjointSlice};
 
@@ -16,11 +17,6 @@ pub enum MatrixDtype {
     /// 2 bytes an element: the upper half of an f32, rounded to nearest even.
     Bf16,
 }
-
-/// One cache line, so that panels start at 64-byte boundaries.
-#[derive(Clone, Copy, Zeroable, bytemuck::Pod)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
 
 /// A matrix `[rows, cols]` packed for [`linear`](super::linear()): `rows` outputs of `cols` inputs.
 ///
@@ -38,7 +34,7 @@ pub struct PackedMatrix {
     rows: usize,
     cols: usize,
     dtype: MatrixDtype,
-    lines: Vec<Line>,
+    storage: Storage,
 }
 
 impl PackedMatrix {
@@ -57,21 +53,31 @@ impl PackedMatrix {
         let num_panels = rows.div_ceil(PANEL);
         let panel_len = cols * PANEL;
         let bytes = num_panels * panel_len * dtype.bytes();
-        let mut lines: Vec<Line> = bytemuck::zeroed_vec(bytes.div_ceil(64));
+        let mut storage = Storage::zeroed(bytes);
         let error = std::sync::Mutex::new(None);
-        let elements = DisjointSlice::new(bytemuck::cast_slice_mut::<Line, u8>(&mut lines));
+        let elements = DisjointSlice::new(storage.bytes_mut());
         pool.for_each(num_panels, |panel| {
             let panel_bytes = panel_len * dtype.bytes();
             // SAFETY: every panel is its own range of bytes and one task's alone.
             let out = unsafe { elements.part(panel * panel_bytes..(panel + 1) * panel_bytes) };
             let panel_rows = panel * PANEL..rows.min((panel + 1) * PANEL);
             if let Err(e) = pack_panel(panel_rows, cols, dtype, &read_row, out) {
-                *error.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
+                *error
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
             }
         });
-        match error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match error
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        {
             Some(e) => Err(e),
-            None => Ok(PackedMatrix { rows, cols, dtype, lines }),
+            None => Ok(PackedMatrix {
+                rows,
+                cols,
+                dtype,
+                storage,
+            }),
         }
     }
 
@@ -92,7 +98,7 @@ impl PackedMatrix {
 
     /// Memory the matrix takes.
     pub fn num_bytes(&self) -> usize {
-        self.lines.len() * size_of::<Line>()
+        self.storage.bytes().len()
     }
 
     /// Copies one row out, `out` being [`cols`](Self::cols) long: an embedding look-up.
@@ -100,7 +106,11 @@ impl PackedMatrix {
     /// # Panics
     /// If `row` is not below [`rows`](Self::rows) or `out` has another length.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
-        assert!(row < self.rows, "row {row} of a matrix with {} rows", self.rows);
+        assert!(
+            row < self.rows,
+            "row {row} of a matrix with {} rows",
+            self.rows
+        );
         assert_eq!(out.len(), self.cols, "a row has {} elements", self.cols);
         let lane = row % PANEL;
         match self.panel(row / PANEL) {
@@ -125,8 +135,8 @@ impl PackedMatrix {
     pub(super) fn panel(&self, panel: usize) -> Panel<'_> {
         let range = panel * self.cols * PANEL..(panel + 1) * self.cols * PANEL;
         match self.dtype {
-            MatrixDtype::F32 => Panel::F32(&bytemuck::cast_slice(&self.lines)[range]),
-            MatrixDtype::Bf16 => Panel::Bf16(&bytemuck::cast_slice(&self.lines)[range]),
+            MatrixDtype::F32 => Panel::F32(&bytemuck::cast_slice(self.storage.bytes())[range]),
+            MatrixDtype::Bf16 => Panel::Bf16(&bytemuck::cast_slice(self.storage.bytes())[range]),
         }
     }
 }

@@ -4,7 +4,9 @@ use super::*;
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);
     let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
     (0..len).map(|_| next()).collect()
@@ -28,16 +30,32 @@ fn product(
 ) -> Vec<f32> {
     let num_rows = x.len() / w.cols();
     // Poisoned, so that an output that is not written shows.
-    let fill = if matches!(epilogue, Epilogue::Add) { 0.5 } else { f32::NAN };
+    let fill = if matches!(epilogue, Epilogue::Add) {
+        0.5
+    } else {
+        f32::NAN
+    };
     let mut out = vec![fill; num_rows * w.rows()];
-    linear(pool, isa, &mut LinearScratch::default(), x, w, epilogue, &mut out).unwrap();
+    linear(
+        pool,
+        isa,
+        &mut LinearScratch::default(),
+        x,
+        w,
+        epilogue,
+        &mut out,
+    )
+    .unwrap();
     out
 }
 
 fn assert_close(found: &[f32], expected: impl Iterator<Item = f64>, what: &str) {
     for (i, (&found, expected)) in found.iter().zip(expected).enumerate() {
         let bound = 1e-5 * expected.abs().max(1.0);
-        assert!((f64::from(found) - expected).abs() <= bound, "{what}: {i}: {found} {expected}");
+        assert!(
+            (f64::from(found) - expected).abs() <= bound,
+            "{what}: {i}: {found} {expected}"
+        );
     }
 }
 
@@ -49,12 +67,17 @@ fn products_agree_with_f64_on_awkward_shapes() {
             for (n, k) in [(1, 1), (31, 3), (32, 17), (33, 64), (100, 45), (96, 128)] {
                 let w = matrix(&pool, n, k, dtype);
                 let mut rows = vec![vec![0.0; k]; n];
-                rows.iter_mut().enumerate().for_each(|(i, row)| w.read_row(i, row));
+                rows.iter_mut()
+                    .enumerate()
+                    .for_each(|(i, row)| w.read_row(i, row));
                 for m in [1, 2, 3, 4, 5, 8, 9, 12, 13, 20, 25, 64] {
                     let x = numbers(m as u64, m * k);
                     let dot = |i: usize| {
                         let (x, w) = (&x[i / n * k..][..k], &rows[i % n]);
-                        x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
+                        x.iter()
+                            .zip(w)
+                            .map(|(&a, &b)| f64::from(a) * f64::from(b))
+                            .sum::<f64>()
                     };
                     let what = format!("{isa:?} {dtype:?} {m}x{k}x{n}");
                     let found = product(&pool, isa, &x, &w, Epilogue::Store);
@@ -86,7 +109,11 @@ fn a_row_gives_the_same_bits_alone_and_in_any_batch() {
                 let pool = ThreadPool::new(threads);
                 let batch = product(&pool, isa, &x[..m * k], &w, Epilogue::Store);
                 let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                assert_eq!(bits(&batch), bits(&alone[..m * n]), "{isa:?} {dtype:?} {m} rows");
+                assert_eq!(
+                    bits(&batch),
+                    bits(&alone[..m * n]),
+                    "{isa:?} {dtype:?} {m} rows"
+                );
             }
         }
     }
@@ -95,11 +122,16 @@ fn a_row_gives_the_same_bits_alone_and_in_any_batch() {
 #[test]
 fn wide_instruction_sets_agree_bit_for_bit() {
     let pool = ThreadPool::new(2);
-    let wide: Vec<Isa> = Isa::all_supported().into_iter().filter(|i| *i != Isa::Scalar).collect();
+    let wide: Vec<Isa> = Isa::all_supported()
+        .into_iter()
+        .filter(|i| *i != Isa::Scalar)
+        .collect();
     let w = matrix(&pool, 65, 333, MatrixDtype::Bf16);
     let x = numbers(11, 17 * 333);
-    let results: Vec<_> =
-        wide.iter().map(|&isa| product(&pool, isa, &x, &w, Epilogue::Store)).collect();
+    let results: Vec<_> = wide
+        .iter()
+        .map(|&isa| product(&pool, isa, &x, &w, Epilogue::Store))
+        .collect();
     for pair in results.windows(2) {
         assert_eq!(pair[0], pair[1]);
     }
@@ -125,12 +157,26 @@ fn wrong_shapes_are_errors_and_name_the_operand() {
     let w = matrix(&pool, 4, 8, MatrixDtype::F32);
     let mut scratch = LinearScratch::default();
     let mut out = vec![0.0; 4];
-    let mut run = |x: &[f32], epilogue| {
-        linear(&pool, Isa::Scalar, &mut scratch, x, &w, epilogue, &mut out)
-    };
-    assert!(run(&[0.0; 9], Epilogue::Store).unwrap_err().to_string().contains("linear: x"));
-    assert!(run(&[0.0; 16], Epilogue::Store).unwrap_err().to_string().contains("linear: out"));
-    assert!(run(&[0.0; 8], Epilogue::Bias(&[0.0])).unwrap_err().to_string().contains("bias"));
+    let mut run =
+        |x: &[f32], epilogue| linear(&pool, Isa::Scalar, &mut scratch, x, &w, epilogue, &mut out);
+    assert!(
+        run(&[0.0; 9], Epilogue::Store)
+            .unwrap_err()
+            .to_string()
+            .contains("linear: x")
+    );
+    assert!(
+        run(&[0.0; 16], Epilogue::Store)
+            .unwrap_err()
+            .to_string()
+            .contains("linear: out")
+    );
+    assert!(
+        run(&[0.0; 8], Epilogue::Bias(&[0.0]))
+            .unwrap_err()
+            .to_string()
+            .contains("bias")
+    );
 }
 
 #[test]

@@ -25,7 +25,10 @@ impl Inputs<'_> {
     fn check(&self, rows: usize, cols: usize) {
         if rows > 0 && cols > 0 {
             let last = (rows - 1) * self.row_stride + (cols - 1) * self.input_stride;
-            assert!(last < self.values.len(), "inputs of a tile end past their slice");
+            assert!(
+                last < self.values.len(),
+                "inputs of a tile end past their slice"
+            );
         }
     }
 }
@@ -86,6 +89,13 @@ pub(super) mod x86 {
 
     use super::{Inputs, PANEL, Weight};
 
+    /// Tiles of at most this many rows wait for memory, not for arithmetic.
+    const PREFETCH_ROWS: usize = 4;
+
+    /// How many weights ahead to ask for. Panels follow each other in memory, so running past the
+    /// end of one is a head start on the next.
+    const PREFETCH: usize = 32 * PANEL;
+
     /// As [`scalar`](super::scalar): two registers a row.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub(in super::super) fn avx512<const ROWS: usize, W: Weight>(
@@ -102,6 +112,9 @@ pub(super) mod x86 {
             // SAFETY: `w` steps through `cols` groups of PANEL elements of `panel`; `x` and the
             // rows behind it stay inside `inputs.values` by `Inputs::check`.
             unsafe {
+                if ROWS <= PREFETCH_ROWS {
+                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH).cast());
+                }
                 let (w0, w1) = (load16(w), load16(w.add(16)));
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let xr = _mm512_set1_ps(*x.add(r * inputs.row_stride));
@@ -167,12 +180,20 @@ pub(super) mod x86 {
         out: &mut [[f32; PANEL]],
     ) {
         let mut sums = [[_mm256_setzero_ps(); 4]; N];
-        let mut x = inputs.values.as_ptr().wrapping_add(first * inputs.row_stride);
+        let mut x = inputs
+            .values
+            .as_ptr()
+            .wrapping_add(first * inputs.row_stride);
         let mut w = panel.as_ptr();
         for _ in 0..panel.len() / PANEL {
             // SAFETY: as in `avx512`; the caller checked rows `first..first + N`.
             unsafe {
-                let weights = [load8(w), load8(w.add(8)), load8(w.add(16)), load8(w.add(24))];
+                let weights = [
+                    load8(w),
+                    load8(w.add(8)),
+                    load8(w.add(16)),
+                    load8(w.add(24)),
+                ];
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let xr = _mm256_set1_ps(*x.add(r * inputs.row_stride));
                     for (s, weight) in sum.iter_mut().zip(weights) {
