@@ -63,10 +63,13 @@ impl AsyncEngine {
         Ok(RequestStream { mailbox, shared })
     }
 
-    /// Figures as of the last step.
+    /// Figures as of the last step; requests that came since then count as waiting.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
-        self.0.0.lock().stats.clone()
+        let inbox = self.0.0.lock();
+        let mut stats = inbox.stats.clone();
+        stats.num_waiting += inbox.pending.num_seqs;
+        stats
     }
 
     /// The engine's configuration.

@@ -66,27 +66,24 @@ impl Worker {
     fn serve(&mut self) -> Result<(), crate::EngineError> {
         while self.next() == Next::Step {
             self.do_commands();
+            let begun = self.engine.begin_step(self.shared.now())?;
+            // What the commands led to, while the executor works; and the queue's new room.
             self.deliver();
-            let now = self.shared.now();
-            if self.engine.begin_step(now)? {
+            if begun {
                 let shared = self.shared.clone();
                 self.engine.end_step(|| shared.now());
+                self.shared.note_executor(self.engine.is_executor_healthy());
                 self.deliver();
             }
-            self.shared.note_executor(self.engine.is_executor_healthy());
         }
         Ok(())
     }
 
-    /// Tells how the engine stands, and sleeps until there is something to do.
+    /// Sleeps until there is something to do, and takes the commands.
     fn next(&mut self) -> Next {
         let busy = self.engine.has_work();
         self.shared.note_progress(busy);
-        let stats = self.engine.stats();
-        let queue = self.engine.queue_load();
         let mut inbox = self.shared.lock();
-        inbox.stats = stats;
-        inbox.taken = queue;
         while inbox.commands.is_empty() && !busy {
             if inbox.stop_at.is_some() {
                 return Next::Stop;
@@ -97,6 +94,7 @@ impl Worker {
         std::mem::swap(&mut self.commands, &mut inbox.commands);
         let pending = std::mem::take(&mut inbox.pending);
         inbox.taken += pending;
+        inbox.stats.num_waiting += pending.num_seqs;
         if inbox.stop_at.is_some_and(|at| at <= Instant::now()) {
             drop(inbox);
             self.do_commands();
@@ -141,7 +139,15 @@ impl Worker {
         }
     }
 
+    /// Hands out the engine's events, and its figures before them: a client who knows how its
+    /// request ended finds figures that know it too.
     fn deliver(&mut self) {
+        let stats = self.engine.stats();
+        let queue = self.engine.queue_load();
+        let mut inbox = self.shared.lock();
+        inbox.stats = stats;
+        inbox.taken = queue;
+        drop(inbox);
         for (id, event) in self.engine.drain_events() {
             if let Some(mailbox) = self.mailboxes.get(&id)
                 && !mailbox.push(event)
