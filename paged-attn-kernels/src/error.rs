@@ -173,3 +173,19 @@ pub enum KernelError {
         isa: &'static str,
     },
 }
+
+/// Refuses a dense buffer that is not as long as its shape says.
+pub(crate) fn check_len(
+    name: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<(), KernelError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(KernelError::Length {
+        name,
+        expected,
+        found,
+    })
+}

@@ -6,6 +6,7 @@
 
 use super::{ThreadPool, disjoint::DisjointSlice};
 use crate::KernelError;
+use crate::error::check_len;
 
 /// Below this many elements a parallel region costs more than it saves.
 const MIN_PARALLEL: usize = 8192;
@@ -31,18 +32,6 @@ fn for_each_rows(
             slice.part(rows.start * width..rows.end * width)
         });
     });
-}
-
-fn check_len(name: &'static str, expected: usize, found: usize) -> Result<(), KernelError> {
-    if expected == found {
-        Ok(())
-    } else {
-        Err(KernelError::Length {
-            name,
-            expected,
-            found,
-        })
-    }
 }
 
 /// Lanes of a sum of squares: a fixed number, so that every instruction set sums in one order.

@@ -21,6 +21,7 @@ use tile::{Inputs, MAX_ROWS, Weight};
 
 use super::{Isa, ThreadPool, disjoint::DisjointSlice};
 use crate::KernelError;
+use crate::error::check_len;
 
 /// What happens to what `out` holds.
 #[derive(Debug, Clone, Copy)]
@@ -117,21 +118,10 @@ fn check_shapes(
     out: &[f32],
 ) -> Result<usize, KernelError> {
     let num_rows = if w.cols() == 0 { 0 } else { x.len() / w.cols() };
-    let shape = |name, expected: usize, found: usize| {
-        if expected == found {
-            Ok(())
-        } else {
-            Err(KernelError::Length {
-                name,
-                expected,
-                found,
-            })
-        }
-    };
-    shape("linear: x", num_rows * w.cols(), x.len())?;
-    shape("linear: out", num_rows * w.rows(), out.len())?;
+    check_len("linear: x", num_rows * w.cols(), x.len())?;
+    check_len("linear: out", num_rows * w.rows(), out.len())?;
     match epilogue {
-        Epilogue::Bias(bias) => shape("linear: bias", w.rows(), bias.len())?,
+        Epilogue::Bias(bias) => check_len("linear: bias", w.rows(), bias.len())?,
         Epilogue::Store | Epilogue::Add => {}
     }
     Ok(num_rows)
