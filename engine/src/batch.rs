@@ -14,7 +14,9 @@ pub(crate) fn fill(
     scheduler: &Scheduler,
     states: &[Option<SequenceState>],
 ) {
-    clear(batch);
+    batch.clear();
+    batch.row_offsets.push(0);
+    batch.table_offsets.push(0);
     batch.step = plan.step.0;
     let copies = plan.ops.copies.iter();
     batch
@@ -27,20 +29,6 @@ pub(crate) fn fill(
         add_tokens(batch, planned, scheduler, block_size);
         add_outputs(batch, planned, scheduler, state);
     }
-}
-
-fn clear(batch: &mut Batch) {
-    batch.copies.clear();
-    batch.tokens.clear();
-    batch.positions.clear();
-    batch.slots.clear();
-    batch.row_offsets.clear();
-    batch.row_offsets.push(0);
-    batch.context_lens.clear();
-    batch.block_tables.clear();
-    batch.table_offsets.clear();
-    batch.table_offsets.push(0);
-    batch.outputs.clear();
 }
 
 fn add_tokens(batch: &mut Batch, planned: &PlannedSeq, scheduler: &Scheduler, block_size: usize) {
