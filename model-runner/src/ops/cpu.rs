@@ -100,6 +100,25 @@ impl CpuBackend {
         }
     }
 
+    fn product(
+        &mut self,
+        x: &CpuRows,
+        w: &PackedMatrix,
+        epilogue: Epilogue<'_>,
+        out: &mut CpuRows,
+    ) -> Result<(), RunError> {
+        let (pool, scratch) = (&self.pool, &mut self.scratch);
+        Ok(linear(
+            pool,
+            self.isa,
+            scratch,
+            &x.data,
+            w,
+            epilogue,
+            &mut out.data,
+        )?)
+    }
+
     fn cache_mut(cache: &mut Option<KvCache>) -> Result<&mut KvCache, RunError> {
         cache.as_mut().ok_or(RunError::NoCache)
     }
@@ -210,17 +229,7 @@ impl Backend for CpuBackend {
 
     fn linear(&mut self, x: &CpuRows, w: &Linear<Self>, out: &mut CpuRows) -> Result<(), RunError> {
         let epilogue = w.bias.as_deref().map_or(Epilogue::Store, Epilogue::Bias);
-        let scratch = &mut self.scratch;
-        linear(
-            &self.pool,
-            self.isa,
-            scratch,
-            &x.data,
-            &w.weight,
-            epilogue,
-            &mut out.data,
-        )?;
-        Ok(())
+        self.product(x, &w.weight, epilogue, out)
     }
 
     fn linear_add(
@@ -229,17 +238,7 @@ impl Backend for CpuBackend {
         w: &PackedMatrix,
         out: &mut CpuRows,
     ) -> Result<(), RunError> {
-        let scratch = &mut self.scratch;
-        linear(
-            &self.pool,
-            self.isa,
-            scratch,
-            &x.data,
-            w,
-            Epilogue::Add,
-            &mut out.data,
-        )?;
-        Ok(())
+        self.product(x, w, Epilogue::Add, out)
     }
 
     fn rms_norm_heads(

@@ -1,27 +1,19 @@
 //! Clients that leave: their blocks are free at once.
 
-use std::time::Duration;
-
 use axum::http::Request;
 use http_body_util::BodyExt;
 use pageloom::api::router;
-use pageloom_engine::SimConfig;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
-use crate::support::{Server, Setup, post};
+use crate::support::{Server, Setup, post, slow_steps};
 
 /// A server whose steps take time, so that requests are still running when their clients leave.
 fn slow() -> Server {
     Server::with(Setup {
-        sim: SimConfig {
-            step_time: Duration::from_millis(2),
-            token_time: Duration::ZERO,
-            sleep: true,
-            ..SimConfig::default()
-        },
+        sim: slow_steps(),
         ..Setup::default()
     })
 }

@@ -2,21 +2,16 @@
 
 use std::time::Duration;
 
-use pageloom_engine::SimConfig;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
-use crate::support::{Server, Setup};
+use crate::support::{Server, Setup, slow_steps};
 
 const PATH: &str = "/v1/completions";
 
 fn small_queue() -> Server {
     let mut setup = Setup {
-        sim: SimConfig {
-            step_time: Duration::from_millis(2),
-            token_time: Duration::ZERO,
-            sleep: true,
-            ..SimConfig::default()
-        },
+        sim: slow_steps(),
         ..Setup::default()
     };
     setup.engine.max_num_seqs = 1;
@@ -24,10 +19,8 @@ fn small_queue() -> Server {
     Server::with(setup)
 }
 
-#[tokio::test]
-async fn a_full_queue_is_503_with_a_time_to_come_back() {
-    let server = small_queue();
-    let body = json!({"prompt": "a", "max_tokens": 100, "ignore_eos": true});
+/// Posts `body`, and returns when the engine runs it.
+async fn start(server: &Server, body: &Value) -> JoinHandle<Value> {
     let running = tokio::spawn({
         let (server, body) = (server.clone(), body.clone());
         async move { server.post(PATH, body).await.ok() }
@@ -35,6 +28,14 @@ async fn a_full_queue_is_503_with_a_time_to_come_back() {
     server
         .until("one running", |stats| stats.num_running == 1)
         .await;
+    running
+}
+
+#[tokio::test]
+async fn a_full_queue_is_503_with_a_time_to_come_back() {
+    let server = small_queue();
+    let body = json!({"prompt": "a", "max_tokens": 100, "ignore_eos": true});
+    let running = start(&server, &body).await;
     // More prompts than the queue holds: none of them stays behind.
     let many = json!({"prompt": ["a", "b", "c", "d", "e"], "max_tokens": 2});
     let answer = server.post(PATH, many).await;
@@ -60,13 +61,7 @@ async fn a_full_queue_is_503_with_a_time_to_come_back() {
 async fn a_server_going_down_finishes_what_runs_and_refuses_the_rest() {
     let server = small_queue();
     let body = json!({"prompt": "a", "max_tokens": 50, "ignore_eos": true});
-    let running = tokio::spawn({
-        let (server, body) = (server.clone(), body.clone());
-        async move { server.post(PATH, body).await.ok() }
-    });
-    server
-        .until("one running", |stats| stats.num_running == 1)
-        .await;
+    let running = start(&server, &body).await;
     server.app.engine.begin_drain();
     let refused = server.post(PATH, &body).await;
     assert_eq!(refused.error().0, 503);

@@ -14,6 +14,16 @@ use pageloom_model_runner::Checkpoint;
 use serde_json::Value;
 use tower::ServiceExt;
 
+/// Steps that take time, so that requests are still running when something happens to them.
+pub(crate) fn slow_steps() -> SimConfig {
+    SimConfig {
+        step_time: Duration::from_millis(2),
+        token_time: Duration::ZERO,
+        sleep: true,
+        ..SimConfig::default()
+    }
+}
+
 /// What a test may want to be different.
 pub(crate) struct Setup {
     pub(crate) engine: EngineConfig,
