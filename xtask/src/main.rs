@@ -1,4 +1,4 @@
-//! Project tasks: `cargo xtask ci`, `cargo xtask bench block-size`.
+//! Project tasks: `cargo xtask ci`, `cargo xtask bench block-size`, `cargo xtask bench prefix-cache`.
 
 mod bench;
 
