@@ -70,7 +70,7 @@ fn evict_and_publish(c: &mut Criterion) {
         let t = prefill(m, &tokens);
         m.release(t);
     };
-    while m.stats().num_free > 0 {
+    while m.stats().device.num_free > 0 {
         fill(&mut m);
     }
     group.throughput(Throughput::Elements(num_blocks as u64));

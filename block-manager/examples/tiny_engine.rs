@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     assert_eq!(engine.forward(a, &[100])?, 128);
     assert_eq!(engine.forward(b, &[200])?, 228);
     assert_eq!(engine.blocks.stats().num_copies, 1);
-    assert_eq!(engine.blocks.stats().num_referenced, 3);
+    assert_eq!(engine.blocks.stats().device.num_referenced, 3);
     engine.blocks.release(a);
     engine.blocks.release(b);
 
@@ -69,6 +69,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     assert_eq!(num_cached, 4);
     assert_eq!(engine.forward(c, &prompt[num_cached..])?, 28);
     engine.blocks.release(c);
-    assert_eq!(engine.blocks.stats().num_referenced, 0);
+    assert_eq!(engine.blocks.stats().device.num_referenced, 0);
     Ok(())
 }

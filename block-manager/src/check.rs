@@ -4,49 +4,64 @@ use alloc::{vec, vec::Vec};
 use core::fmt;
 
 use crate::{
-    BlockId, BlockManager, TableId,
+    BlockManager, TableId, Tier,
     index::{Chain, PrefixIndex},
+    store::Memory,
     table::Table,
 };
 
-/// An invariant that does not hold: a bug in this crate.
+/// An invariant that does not hold: a bug in this crate. Blocks are named by their index in
+/// their tier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Violation {
     /// A block's count of references is not the number of table entries that name it.
     References {
+        /// Where the block is.
+        tier: Tier,
         /// The block.
-        block: BlockId,
+        block: usize,
         /// What the block says.
         counted: usize,
         /// What the tables say.
         held: usize,
     },
-    /// A block's count of pins is not the number of uncompleted copies that name it.
+    /// A block's count of pins is not the number of uncompleted transfers that name it.
     Pins {
+        /// Where the block is.
+        tier: Tier,
         /// The block.
-        block: BlockId,
+        block: usize,
         /// What the block says.
         counted: usize,
-        /// What the copies say.
+        /// What the transfers say.
         held: usize,
     },
     /// The links of the list of free and cached blocks are broken.
-    ListBroken,
+    ListBroken {
+        /// Whose list.
+        tier: Tier,
+    },
     /// A block is on the list though held, or not on it though nobody holds it.
     ListMembership {
+        /// Where the block is.
+        tier: Tier,
         /// The block.
-        block: BlockId,
+        block: usize,
         /// Whether it is on the list.
         listed: bool,
     },
     /// A cached block comes before a free one, so it would be evicted needlessly.
     ListOrder {
+        /// Where the block is.
+        tier: Tier,
         /// The free block.
-        block: BlockId,
+        block: usize,
     },
-    /// Free, cached, pinned and referenced blocks are not counted right.
+    /// Free, cached, pinned, referenced or published blocks are not counted right.
     Counts {
+        /// Where the blocks are.
+        tier: Tier,
         /// What was counted, by kind.
         kind: &'static str,
         /// What the pool says.
@@ -56,8 +71,15 @@ pub enum Violation {
     },
     /// A published block cannot be found by its contents.
     Unfindable {
+        /// Where the block is.
+        tier: Tier,
         /// The block.
-        block: BlockId,
+        block: usize,
+    },
+    /// The same contents have different names in the two tiers, or one name has two contents.
+    Twins {
+        /// The host's block.
+        block: usize,
     },
     /// A table holds another number of blocks than its tokens and reserved slots need.
     TableLength {
@@ -73,14 +95,14 @@ pub enum Violation {
         /// The table.
         table: TableId,
         /// The block.
-        block: BlockId,
+        block: usize,
     },
-    /// A reserved slot lies in a block that is shared or published.
+    /// A reserved slot lies in a block that is shared or published, or on the host.
     Unwritable {
         /// The table.
         table: TableId,
         /// The block.
-        block: BlockId,
+        block: usize,
     },
 }
 
@@ -98,38 +120,49 @@ impl BlockManager {
     /// # Errors
     /// The first [`Violation`] found, which is a bug in this crate.
     pub fn check(&self) -> Result<(), Violation> {
-        self.check_counts()?;
-        self.check_list()?;
-        if let Some(index) = &self.index {
-            self.check_index(index)?;
+        for tier in [Tier::Device, Tier::Host] {
+            self.check_holders(tier)?;
+            let memory = self.store.memory(tier);
+            check_list(tier, memory)?;
+            if let Some(index) = &memory.index {
+                check_index(tier, memory, index)?;
+            }
         }
+        self.check_twins()?;
         self.tables
             .iter()
             .try_for_each(|(id, table)| self.check_table(id, table))
     }
 
-    fn check_counts(&self) -> Result<(), Violation> {
-        let mut refs = vec![0usize; self.pool.len()];
-        let mut pins = vec![0usize; self.pool.len()];
-        for (_, table) in self.tables.iter() {
+    /// References and pins, recounted.
+    fn check_holders(&self, tier: Tier) -> Result<(), Violation> {
+        let pool = &self.store.memory(tier).pool;
+        let mut refs = vec![0usize; pool.len()];
+        let mut pins = vec![0usize; pool.len()];
+        for (_, table) in self.tables.iter().filter(|(_, table)| table.tier == tier) {
             table.blocks.iter().for_each(|b| refs[b.index()] += 1);
         }
-        for copy in self.copies.iter() {
-            pins[copy.src.index()] += 1;
-            pins[copy.dst.index()] += 1;
+        for transfer in self.store.transfers.iter() {
+            let endpoints = transfer.endpoints();
+            for (_, block) in endpoints.iter().filter(|(at, _)| *at == tier) {
+                pins[block.index()] += 1;
+            }
         }
-        for (block, entry) in self.pool.iter() {
-            let (counted, held) = (entry.refs as usize, refs[block.index()]);
+        for (id, entry) in pool.iter() {
+            let block = id.index();
+            let (counted, held) = (entry.refs as usize, refs[block]);
             if counted != held {
                 return Err(Violation::References {
+                    tier,
                     block,
                     counted,
                     held,
                 });
             }
-            let (counted, held) = (entry.pins as usize, pins[block.index()]);
+            let (counted, held) = (entry.pins as usize, pins[block]);
             if counted != held {
                 return Err(Violation::Pins {
+                    tier,
                     block,
                     counted,
                     held,
@@ -139,93 +172,122 @@ impl BlockManager {
         Ok(())
     }
 
-    fn check_list(&self) -> Result<(), Violation> {
-        let list = self.pool.verified_list().ok_or(Violation::ListBroken)?;
-        let mut is_listed = vec![false; self.pool.len()];
-        let mut cached_seen = false;
-        for &block in &list {
-            is_listed[block.index()] = true;
-            let published = self.pool.get(block).is_published();
-            if cached_seen && !published {
-                return Err(Violation::ListOrder { block });
-            }
-            cached_seen |= published;
-        }
-        for (block, entry) in self.pool.iter() {
-            let listed = is_listed[block.index()];
-            if listed == (entry.refs > 0 || entry.pins > 0) {
-                return Err(Violation::ListMembership { block, listed });
-            }
-        }
-        let blocks: Vec<_> = self.pool.iter().map(|(_, entry)| entry).collect();
-        let count = |kind, counted, found| {
-            if counted == found {
-                return Ok(());
-            }
-            Err(Violation::Counts {
-                kind,
-                counted,
-                found,
-            })
+    /// A name stands for the same contents in both tiers, and contents for one name.
+    fn check_twins(&self) -> Result<(), Violation> {
+        let (device, host) = (&self.store.device, &self.store.host);
+        let (Some(on_device), Some(on_host)) = (&device.index, &host.index) else {
+            return Ok(());
         };
-        let idle = |b: &&&crate::pool::Block| b.refs == 0 && b.pins == 0;
-        let cached = blocks.iter().filter(idle).filter(|b| b.is_published());
-        let pinned = blocks.iter().filter(|b| b.refs == 0 && b.pins > 0);
-        let referenced = blocks.iter().filter(|b| b.refs > 0);
-        let num_cached = cached.count();
-        let stats = self.stats();
-        count("cached", stats.num_cached, num_cached)?;
-        count("free", stats.num_free, list.len() - num_cached)?;
-        count("pinned", stats.num_pinned, pinned.count())?;
-        count("referenced", stats.num_referenced, referenced.count())
-    }
-
-    fn check_index(&self, index: &PrefixIndex) -> Result<(), Violation> {
-        let mut num_published = 0;
-        for (block, _) in self.pool.iter().filter(|(_, entry)| entry.is_published()) {
-            num_published += 1;
-            if index.find_again(&self.pool, block) != Some(block) {
-                return Err(Violation::Unfindable { block });
+        for (block, entry) in host.pool.iter().filter(|(_, entry)| entry.is_published()) {
+            let (identity, tokens) = (entry.identity(), on_host.tokens(block));
+            let named = on_device.find_identity(&device.pool, identity);
+            let alike = on_device.find(&device.pool, identity.before(), identity.hash, tokens);
+            if named != alike {
+                let block = block.index();
+                return Err(Violation::Twins { block });
             }
-        }
-        if num_published != index.len() {
-            return Err(Violation::Counts {
-                kind: "published",
-                counted: index.len(),
-                found: num_published,
-            });
         }
         Ok(())
     }
 
     fn check_table(&self, id: TableId, table: &Table) -> Result<(), Violation> {
         let block_size = self.config.block_size;
+        let memory = self.store.memory(table.tier);
         let num_slots = table.num_tokens + table.num_reserved;
-        if table.blocks.len() < num_slots.div_ceil(block_size) {
+        let num_blocks = table.num_passed + table.blocks.len();
+        if num_blocks < num_slots.div_ceil(block_size) {
             return Err(Violation::TableLength {
                 table: id,
-                num_blocks: table.blocks.len(),
+                num_blocks,
                 num_slots,
             });
         }
-        if let Some(index) = &self.index {
-            let mut chain = Chain::root(table.namespace);
-            for &block in &table.blocks[..table.num_tokens / block_size] {
-                if index.follow(&self.pool, &mut chain, index.tokens(block)) != Some(block) {
-                    return Err(Violation::Chain { table: id, block });
+        let num_full = table.num_tokens / block_size - table.num_passed;
+        if let Some(index) = &memory.index {
+            let mut chain = table.base;
+            for &block in &table.blocks[..num_full] {
+                let tokens = index.tokens(block);
+                let hash = index.hash(chain, tokens);
+                if index.find(&memory.pool, chain, hash, tokens) != Some(block) {
+                    return Err(Violation::Chain {
+                        table: id,
+                        block: block.index(),
+                    });
                 }
+                chain = Chain::after(memory.pool.get(block).identity());
             }
         }
-        let first = if table.num_reserved > 0 {
-            table.num_tokens / block_size
+        let writable_from = if table.num_reserved > 0 {
+            num_full
         } else {
-            table.num_tokens.div_ceil(block_size)
+            table.num_tokens.div_ceil(block_size) - table.num_passed
         };
-        for &block in &table.blocks[first..] {
-            if !self.pool.get(block).is_writable() {
-                return Err(Violation::Unwritable { table: id, block });
+        for &block in &table.blocks[writable_from..] {
+            if table.tier == Tier::Host || !memory.pool.get(block).is_writable() {
+                return Err(Violation::Unwritable {
+                    table: id,
+                    block: block.index(),
+                });
             }
         }
         Ok(())
     }
+}
+
+fn check_list(tier: Tier, memory: &Memory) -> Result<(), Violation> {
+    let pool = &memory.pool;
+    let list = pool.verified_list().ok_or(Violation::ListBroken { tier })?;
+    let mut is_listed = vec![false; pool.len()];
+    let mut cached_seen = false;
+    for &id in &list {
+        let block = id.index();
+        is_listed[block] = true;
+        let published = pool.get(id).is_published();
+        if cached_seen && !published {
+            return Err(Violation::ListOrder { tier, block });
+        }
+        cached_seen |= published;
+    }
+    for (id, _) in pool.iter() {
+        let (block, listed) = (id.index(), is_listed[id.index()]);
+        if listed != pool.is_available(id) {
+            return Err(Violation::ListMembership {
+                tier,
+                block,
+                listed,
+            });
+        }
+    }
+    let blocks: Vec<_> = pool.iter().map(|(_, entry)| entry).collect();
+    let cached = list.iter().filter(|&&id| pool.get(id).is_published());
+    let num_cached = cached.count();
+    let pinned = blocks.iter().filter(|b| b.refs == 0 && b.pins > 0);
+    count(tier, "cached", pool.num_cached(), num_cached)?;
+    count(tier, "free", pool.num_free(), list.len() - num_cached)?;
+    count(tier, "pinned", pool.num_pinned(), pinned.count())
+}
+
+fn check_index(tier: Tier, memory: &Memory, index: &PrefixIndex) -> Result<(), Violation> {
+    let pool = &memory.pool;
+    let mut num_published = 0;
+    for (id, _) in pool.iter().filter(|(_, entry)| entry.is_published()) {
+        num_published += 1;
+        if index.find_again(pool, id) != Some(id) {
+            let block = id.index();
+            return Err(Violation::Unfindable { tier, block });
+        }
+    }
+    count(tier, "published", index.len(), num_published)
+}
+
+fn count(tier: Tier, kind: &'static str, counted: usize, found: usize) -> Result<(), Violation> {
+    if counted == found {
+        return Ok(());
+    }
+    Err(Violation::Counts {
+        tier,
+        kind,
+        counted,
+        found,
+    })
 }

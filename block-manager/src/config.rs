@@ -2,13 +2,18 @@
 
 use core::fmt;
 
-/// Size and policy of the pool of blocks.
+use crate::Tier;
+
+/// Sizes of the two tiers, and what is done with them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Tokens a block holds. Any size from 1; 16 by default, as in the paper.
     pub block_size: usize,
-    /// Blocks in the pool, at most `u32::MAX - 1`.
+    /// Blocks on the device, from 1 to `u32::MAX - 1`.
     pub num_blocks: usize,
+    /// Blocks on the host, at most `u32::MAX - 1`. With 0, the default, nothing can be swapped
+    /// out and what the device evicts is lost.
+    pub num_host_blocks: usize,
     /// Keep full blocks findable by their contents. Without it nothing is published and no
     /// token is stored; forks still share blocks.
     pub prefix_caching: bool,
@@ -16,6 +21,10 @@ pub struct Config {
     /// client can craft prompts that collide; a simulation fixes it. Collisions only cost time:
     /// a hit always compares the tokens.
     pub hash_seed: u64,
+    /// Note each change of what is findable, for
+    /// [`drain_events`](crate::BlockManager::drain_events), which must then be called now and
+    /// again: what is not read is kept.
+    pub events: bool,
 }
 
 impl Default for Config {
@@ -23,8 +32,10 @@ impl Default for Config {
         Self {
             block_size: 16,
             num_blocks: 1024,
+            num_host_blocks: 0,
             prefix_caching: true,
             hash_seed: 0,
+            events: false,
         }
     }
 }
@@ -39,20 +50,27 @@ impl Config {
             return Err(ConfigError::BlockSize);
         }
         // The last two ids are the list's sentinel and "not linked".
-        if self.num_blocks == 0 || self.num_blocks > u32::MAX as usize - 1 {
+        const MOST: usize = u32::MAX as usize - 1;
+        if self.num_blocks == 0 || self.num_blocks > MOST {
             return Err(ConfigError::NumBlocks {
                 num_blocks: self.num_blocks,
             });
         }
-        let token_bytes = self
-            .num_blocks
-            .checked_mul(self.block_size)
-            .and_then(|slots| slots.checked_mul(size_of::<crate::TokenId>()));
-        if token_bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
-            return Err(ConfigError::TooManySlots {
-                block_size: self.block_size,
-                num_blocks: self.num_blocks,
+        if self.num_host_blocks > MOST {
+            return Err(ConfigError::NumHostBlocks {
+                num_host_blocks: self.num_host_blocks,
             });
+        }
+        for num_blocks in [self.num_blocks, self.num_host_blocks] {
+            let token_bytes = num_blocks
+                .checked_mul(self.block_size)
+                .and_then(|slots| slots.checked_mul(size_of::<crate::TokenId>()));
+            if token_bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+                return Err(ConfigError::TooManySlots {
+                    block_size: self.block_size,
+                    num_blocks,
+                });
+            }
         }
         Ok(())
     }
@@ -69,11 +87,16 @@ pub enum ConfigError {
         /// The value given.
         num_blocks: usize,
     },
-    /// `block_size * num_blocks` tokens do not fit the address space.
+    /// `num_host_blocks` does not fit a block id.
+    NumHostBlocks {
+        /// The value given.
+        num_host_blocks: usize,
+    },
+    /// `block_size` times either number of blocks is more tokens than fit the address space.
     TooManySlots {
         /// Tokens a block.
         block_size: usize,
-        /// Blocks in the pool.
+        /// Blocks in the tier.
         num_blocks: usize,
     },
 }
@@ -85,6 +108,11 @@ impl fmt::Display for ConfigError {
             Self::NumBlocks { num_blocks } => write!(
                 f,
                 "num_blocks is {num_blocks}; it must be between 1 and {}",
+                u32::MAX - 1
+            ),
+            Self::NumHostBlocks { num_host_blocks } => write!(
+                f,
+                "num_host_blocks is {num_host_blocks}; it must be at most {}",
                 u32::MAX - 1
             ),
             Self::TooManySlots {
@@ -100,12 +128,14 @@ impl fmt::Display for ConfigError {
 
 impl core::error::Error for ConfigError {}
 
-/// The pool cannot give the blocks asked for. Nothing was changed.
+/// A tier cannot give the blocks asked for. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfBlocks {
-    /// Blocks the call needed, the copy of a shared tail included.
+    /// The tier that is full.
+    pub tier: Tier,
+    /// Blocks the call needed there, the copy of a shared tail included.
     pub needed: usize,
-    /// Blocks it could have had: free and cached ones.
+    /// Blocks it could have had: free and cached ones, less those it was told to leave.
     pub available: usize,
 }
 
@@ -113,8 +143,13 @@ impl fmt::Display for OutOfBlocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "out of blocks: {} needed, {} available",
-            self.needed, self.available
+            "out of {} blocks: {} needed, {} available",
+            match self.tier {
+                Tier::Device => "device",
+                Tier::Host => "host",
+            },
+            self.needed,
+            self.available
         )
     }
 }

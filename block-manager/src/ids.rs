@@ -5,7 +5,16 @@ use core::fmt;
 /// A token id as the tokeniser gives it.
 pub type TokenId = u32;
 
-/// A physical block of the cache: `0..num_blocks`, stable for the manager's life.
+/// Where a block lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Tier {
+    /// The cache that attention reads.
+    Device,
+    /// Slower, larger memory behind it, where blocks wait.
+    Host,
+}
+
+/// A physical block of the device's cache: `0..num_blocks`, stable for the manager's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct BlockId(pub(crate) u32);
@@ -30,6 +39,33 @@ impl From<BlockId> for u32 {
 impl fmt::Display for BlockId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
+    }
+}
+
+/// A physical block of the host's pool: `0..num_host_blocks`, stable for the manager's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct HostBlockId(pub(crate) u32);
+
+impl HostBlockId {
+    /// The block's place in the host's pool.
+    #[inline]
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl From<HostBlockId> for u32 {
+    #[inline]
+    fn from(block: HostBlockId) -> u32 {
+        block.0
+    }
+}
+
+impl fmt::Display for HostBlockId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "host {}", self.0)
     }
 }
 

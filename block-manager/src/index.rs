@@ -13,14 +13,18 @@ use alloc::{vec, vec::Vec};
 
 use hashbrown::HashTable;
 
-use crate::{BlockId, Namespace, TokenId, pool::Pool};
+use crate::{
+    BlockId, Namespace, TokenId,
+    hash::{Hasher, spread},
+    pool::Pool,
+};
 
 /// Where a chain of blocks stands: after its root or after a published block.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chain {
     hash_state: u64,
     parent: u64,
-    depth: u32,
+    is_root: bool,
 }
 
 impl Chain {
@@ -29,29 +33,61 @@ impl Chain {
         Self {
             hash_state: namespace.0,
             parent: namespace.0,
-            depth: 0,
+            is_root: true,
         }
     }
 
-    /// After the published `block`.
+    /// After a published block.
     #[inline]
-    pub(crate) fn after(pool: &Pool, block: BlockId) -> Self {
-        let entry = pool.get(block);
-        debug_assert!(entry.is_published());
+    pub(crate) fn after(identity: Identity) -> Self {
+        debug_assert!(identity.serial != 0, "the block before is published");
         Self {
-            hash_state: u64::from(entry.hash),
-            parent: entry.serial,
-            depth: entry.depth + 1,
+            hash_state: u64::from(identity.hash),
+            parent: identity.serial,
+            is_root: false,
         }
     }
 }
 
-/// The index, and the tokens of every block that has any.
+/// What a published block is known by: the same in both tiers, and of no other contents ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// Unique over the manager's life for each contents published; never 0.
+    pub(crate) serial: u64,
+    /// Serial of the block before it, or the namespace if it is a sequence's first.
+    pub(crate) parent: u64,
+    /// Hash of everything up to its last token.
+    pub(crate) hash: u32,
+    /// Whether it is a sequence's first block.
+    pub(crate) is_root: bool,
+}
+
+impl Identity {
+    /// Contents with `hash`, known from now on as `serial`, after `chain`.
+    pub(crate) fn new(serial: u64, chain: Chain, hash: u32) -> Self {
+        Self {
+            serial,
+            parent: chain.parent,
+            hash,
+            is_root: chain.is_root,
+        }
+    }
+
+    /// What stands before it; fit to find it, not to hash what follows.
+    pub(crate) fn before(self) -> Chain {
+        Chain {
+            hash_state: 0,
+            parent: self.parent,
+            is_root: self.is_root,
+        }
+    }
+}
+
+/// The index of one tier, and the tokens of each of its blocks that has any.
 #[derive(Debug)]
 pub(crate) struct PrefixIndex {
     hasher: Hasher,
     block_size: usize,
-    next_serial: u64,
     found_by: HashTable<BlockId>,
     /// `[num_blocks, block_size]`: the token each slot holds keys and values of. Tails keep
     /// theirs here too until they are full.
@@ -63,7 +99,6 @@ impl PrefixIndex {
         Self {
             hasher: Hasher::new(seed),
             block_size,
-            next_serial: 1,
             // Twice the need: below half its capacity hashbrown clears deletion marks in place
             // and never allocates again.
             found_by: HashTable::with_capacity(2 * num_blocks),
@@ -71,10 +106,7 @@ impl PrefixIndex {
         }
     }
 
-    pub(crate) fn block_size(&self) -> usize {
-        self.block_size
-    }
-
+    /// Blocks published.
     pub(crate) fn len(&self) -> usize {
         self.found_by.len()
     }
@@ -104,28 +136,15 @@ impl PrefixIndex {
         self.tokens.copy_within(start..start + num_tokens, to);
     }
 
-    /// The published block that holds `tokens` (a whole block of them) after `chain`, which
-    /// then stands after that block.
+    /// The hash of `tokens` (a whole block of them) after `chain`.
     #[inline]
-    pub(crate) fn follow(
-        &self,
-        pool: &Pool,
-        chain: &mut Chain,
-        tokens: &[TokenId],
-    ) -> Option<BlockId> {
-        let hash = self.hasher.block(chain.hash_state, tokens);
-        let block = self.find_hashed(pool, *chain, hash, tokens)?;
-        *chain = Chain {
-            // The hash just computed, not the block's: the next need not wait for the look-up.
-            hash_state: u64::from(hash),
-            parent: pool.get(block).serial,
-            depth: chain.depth + 1,
-        };
-        Some(block)
+    pub(crate) fn hash(&self, chain: Chain, tokens: &[TokenId]) -> u32 {
+        self.hasher.block(chain.hash_state, tokens)
     }
 
+    /// The published block that holds `tokens`, whose hash this is, after `chain`.
     #[inline]
-    fn find_hashed(
+    pub(crate) fn find(
         &self,
         pool: &Pool,
         chain: Chain,
@@ -133,121 +152,46 @@ impl PrefixIndex {
         tokens: &[TokenId],
     ) -> Option<BlockId> {
         let same = |&candidate: &BlockId| {
-            let entry = pool.get(candidate);
-            entry.hash == hash
-                && entry.parent == chain.parent
-                && entry.depth == chain.depth
+            let identity = pool.get(candidate).identity();
+            identity.hash == hash
+                && identity.parent == chain.parent
+                && identity.is_root == chain.is_root
                 && self.tokens(candidate) == tokens
         };
         self.found_by.find(spread(hash), same).copied()
     }
 
-    /// The block found by the contents of the published `block`.
-    pub(crate) fn find_again(&self, pool: &Pool, block: BlockId) -> Option<BlockId> {
-        let entry = pool.get(block);
-        let chain = Chain {
-            hash_state: 0,
-            parent: entry.parent,
-            depth: entry.depth,
-        };
-        self.find_hashed(pool, chain, entry.hash, self.tokens(block))
+    /// The block published as `identity`. Serials are unique, so no token need be compared.
+    pub(crate) fn find_identity(&self, pool: &Pool, identity: Identity) -> Option<BlockId> {
+        let same = |&candidate: &BlockId| pool.get(candidate).identity().serial == identity.serial;
+        self.found_by.find(spread(identity.hash), same).copied()
     }
 
-    /// Publishes the full `block` after `chain`, or names the block already published with the
-    /// same contents.
-    pub(crate) fn publish(
-        &mut self,
-        pool: &mut Pool,
-        chain: Chain,
-        block: BlockId,
-    ) -> Option<BlockId> {
-        let hash = self.hasher.block(chain.hash_state, self.tokens(block));
-        let canonical = self.find_hashed(pool, chain, hash, self.tokens(block));
-        if canonical.is_some() {
-            return canonical;
-        }
-        let entry = pool.get_mut(block);
-        entry.serial = self.next_serial;
-        entry.parent = chain.parent;
-        entry.depth = chain.depth;
-        entry.hash = hash;
-        self.next_serial += 1;
+    /// The block found by the contents of the published `block`.
+    pub(crate) fn find_again(&self, pool: &Pool, block: BlockId) -> Option<BlockId> {
+        let identity = pool.get(block).identity();
+        self.find(pool, identity.before(), identity.hash, self.tokens(block))
+    }
+
+    /// Publishes the full `block`, whose contents are not published yet, as `identity`.
+    pub(crate) fn insert(&mut self, pool: &mut Pool, block: BlockId, identity: Identity) {
+        pool.get_mut(block).set_identity(identity);
         self.found_by
-            .insert_unique(spread(hash), block, |&other| spread(pool.get(other).hash));
-        None
+            .insert_unique(spread(identity.hash), block, |&other| {
+                spread(pool.get(other).identity().hash)
+            });
     }
 
     /// Takes the published `block` out of the index.
     #[inline]
-    pub(crate) fn unpublish(&mut self, pool: &mut Pool, block: BlockId) {
-        let hash = spread(pool.get(block).hash);
+    pub(crate) fn remove(&mut self, pool: &mut Pool, block: BlockId) {
+        let hash = spread(pool.get(block).identity().hash);
         match self.found_by.find_entry(hash, |&other| other == block) {
             Ok(entry) => drop(entry.remove()),
             Err(_) => panic!("published block {block} is not in the prefix index"),
         }
-        pool.get_mut(block).serial = 0;
+        pool.get_mut(block).forget_identity();
     }
-}
-
-/// A block's hash as wide as the table wants it.
-#[inline]
-fn spread(hash: u32) -> u64 {
-    // The table reads the low and the top seven bits; an odd factor keeps the one a bijection
-    // and makes the other depend on all.
-    u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-}
-
-/// A seeded hash by folded multiplication, the construction of wyhash and foldhash: the high
-/// half of a 64 by 64 bit product xored onto the low one mixes 16 bytes in one multiplication.
-#[derive(Clone, Copy, Debug)]
-struct Hasher {
-    keys: [u64; 4],
-}
-
-impl Hasher {
-    fn new(seed: u64) -> Self {
-        // splitmix64 (Steele et al. 2014): distinct, well mixed keys from one seed.
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            z ^ (z >> 31)
-        };
-        Self {
-            keys: [next(), next(), next(), next()],
-        }
-    }
-
-    #[inline]
-    fn block(&self, state: u64, tokens: &[TokenId]) -> u32 {
-        let [a, b, c, d] = self.keys;
-        // What the tokens mix to does not depend on `state`, so that a processor hashes several
-        // blocks of a prompt at once; only the last multiplication chains them.
-        let mut acc = b;
-        let mut quads = tokens.chunks_exact(4);
-        for quad in &mut quads {
-            acc = fold(word(quad[0], quad[1]) ^ a, word(quad[2], quad[3]) ^ acc);
-        }
-        // Every block of a manager has the same length, so the rest needs no length in it.
-        for &token in quads.remainder() {
-            acc = fold(u64::from(token) ^ a, acc ^ d);
-        }
-        let hash = fold(state ^ c, acc);
-        (hash ^ hash >> 32) as u32
-    }
-}
-
-#[inline]
-fn word(low: TokenId, high: TokenId) -> u64 {
-    u64::from(low) | u64::from(high) << 32
-}
-
-#[inline]
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    product as u64 ^ (product >> 64) as u64
 }
 
 #[cfg(test)]
@@ -255,58 +199,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hashes_differ_by_seed_state_and_every_token() {
-        for len in 1..=33u32 {
-            let tokens: Vec<TokenId> = (0..len).collect();
-            let base = Hasher::new(1).block(9, &tokens);
-            assert_eq!(base, Hasher::new(1).block(9, &tokens));
-            assert_ne!(base, Hasher::new(2).block(9, &tokens), "{len} tokens");
-            assert_ne!(base, Hasher::new(1).block(8, &tokens), "{len} tokens");
-            for i in 0..tokens.len() {
-                let mut other = tokens.clone();
-                other[i] ^= 1;
-                let other = Hasher::new(1).block(9, &other);
-                assert_ne!(base, other, "token {i} of {len}");
-            }
-        }
-    }
-
-    #[test]
-    fn sequential_blocks_spread_over_the_table() {
-        // As many balls as bins leave about 1/e of the bins empty. Miri takes minutes for more.
-        let bins = if cfg!(miri) { 1 << 10 } else { 1 << 16 };
-        let hasher = Hasher::new(7);
-        let mut hit = vec![false; bins];
-        for i in 0..bins {
-            hit[spread(hasher.block(0, &[i as u32, 0, 0, 0])) as usize % bins] = true;
-        }
-        let empty = hit.iter().filter(|&&h| !h).count() as f64 / bins as f64;
-        assert!((0.33..0.40).contains(&empty), "{empty}");
-    }
-
-    #[test]
     fn a_colliding_hash_does_not_make_a_hit() {
         let mut pool = Pool::new(2);
         let mut index = PrefixIndex::new(0, 2, 2);
         let root = Chain::root(Namespace(0));
+        let hash = index.hash(root, &[1, 2]);
+        let first = Identity::new(7, root, hash);
         index.write(BlockId(0), 0, &[1, 2]);
-        index.publish(&mut pool, root, BlockId(0));
-        let hash = pool.get(BlockId(0)).hash;
-        assert_eq!(
-            index.find_hashed(&pool, root, hash, &[1, 2]),
-            Some(BlockId(0))
-        );
-        assert_eq!(index.find_hashed(&pool, root, hash, &[1, 3]), None);
+        index.insert(&mut pool, BlockId(0), first);
+        assert_eq!(index.find(&pool, root, hash, &[1, 2]), Some(BlockId(0)));
+        assert_eq!(index.find(&pool, root, hash, &[1, 3]), None);
         let other = Chain::root(Namespace(1));
-        assert_eq!(index.find_hashed(&pool, other, hash, &[1, 2]), None);
-        let child = Chain::after(&pool, BlockId(0));
-        assert_eq!(index.find_hashed(&pool, child, hash, &[1, 2]), None);
+        assert_eq!(index.find(&pool, other, hash, &[1, 2]), None);
+        let child = Chain::after(first);
+        assert_eq!(index.find(&pool, child, hash, &[1, 2]), None);
+
         // A namespace with the number of the parent's serial is not that parent.
         index.write(BlockId(1), 0, &[1, 2]);
-        index.publish(&mut pool, child, BlockId(1));
-        let hash = pool.get(BlockId(1)).hash;
-        let found = |chain| index.find_hashed(&pool, chain, hash, &[1, 2]);
+        index.insert(&mut pool, BlockId(1), Identity::new(8, child, hash));
+        let found = |chain| index.find(&pool, chain, hash, &[1, 2]);
         assert_eq!(found(child), Some(BlockId(1)));
-        assert_eq!(found(Chain::root(Namespace(child.parent))), None);
+        assert_eq!(found(Chain::root(Namespace(7))), None);
+
+        // An identity is told from another with the same hash by its serial.
+        let by = |serial| index.find_identity(&pool, Identity::new(serial, root, hash));
+        assert_eq!(by(7), Some(BlockId(0)));
+        assert_eq!(by(8), Some(BlockId(1)));
+        assert_eq!(by(9), None);
     }
 }

@@ -131,7 +131,7 @@
 //!     assert_eq!(engine.forward(a, &[100])?, 128);
 //!     assert_eq!(engine.forward(b, &[200])?, 228);
 //!     assert_eq!(engine.blocks.stats().num_copies, 1);
-//!     assert_eq!(engine.blocks.stats().num_referenced, 3);
+//!     assert_eq!(engine.blocks.stats().device.num_referenced, 3);
 //!     engine.blocks.release(a);
 //!     engine.blocks.release(b);
 //!
@@ -140,7 +140,7 @@
 //!     assert_eq!(num_cached, 4);
 //!     assert_eq!(engine.forward(c, &prompt[num_cached..])?, 28);
 //!     engine.blocks.release(c);
-//!     assert_eq!(engine.blocks.stats().num_referenced, 0);
+//!     assert_eq!(engine.blocks.stats().device.num_referenced, 0);
 //!     Ok(())
 //! }
 //! ```
@@ -151,6 +151,8 @@ extern crate alloc;
 
 mod check;
 mod config;
+mod events;
+mod hash;
 mod ids;
 mod index;
 mod manager;
@@ -159,14 +161,17 @@ mod pool;
 mod query;
 mod size;
 mod stats;
+mod store;
+mod swap;
 mod table;
 
 pub use check::Violation;
 pub use config::{Config, ConfigError, OutOfBlocks};
-pub use ids::{BlockId, Namespace, StepId, TableId, TokenId};
+pub use events::{CacheEvent, ContentId, Parent};
+pub use ids::{BlockId, HostBlockId, Namespace, StepId, TableId, Tier, TokenId};
 pub use manager::BlockManager;
-pub use ops::{BlockCopy, BlockOps};
-pub use stats::{PrefixHit, Stats};
+pub use ops::{BlockCopy, BlockOps, SwapIn, SwapOut};
+pub use stats::{PrefixHit, Stats, TierStats};
 
 /// The README's example is compiled and run with the documentation tests.
 #[cfg(doctest)]

@@ -1,11 +1,14 @@
 //! The block manager.
 
+use alloc::vec::Vec;
+
 use crate::{
-    BlockId, BlockOps, Config, ConfigError, Namespace, OutOfBlocks, StepId, TableId, TokenId,
-    index::{Chain, PrefixIndex},
-    ops::CopyLog,
-    pool::Pool,
+    BlockOps, CacheEvent, Config, ConfigError, Namespace, OutOfBlocks, StepId, TableId, Tier,
+    TokenId,
+    index::Chain,
     size::BlockSize,
+    store::{Hit, Store},
+    swap::Moves,
     table::{Table, Tables},
 };
 
@@ -16,43 +19,33 @@ use crate::{
 pub struct BlockManager {
     pub(crate) config: Config,
     pub(crate) size: BlockSize,
-    pub(crate) pool: Pool,
-    /// `None` without prefix caching.
-    pub(crate) index: Option<PrefixIndex>,
+    pub(crate) store: Store,
     pub(crate) tables: Tables,
-    pub(crate) copies: CopyLog,
-    pub(crate) counters: Counters,
-}
-
-/// What happened since the manager was made.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
     pub(crate) num_queried_tokens: u64,
     pub(crate) num_hit_tokens: u64,
-    pub(crate) num_evictions: u64,
-    pub(crate) num_copies: u64,
+    /// Buffers kept so that opening and swapping allocate nothing once warm.
+    hits: Vec<Hit>,
+    pub(crate) moves: Moves,
 }
 
 impl BlockManager {
     /// Makes a manager whose blocks are all free.
     ///
-    /// Allocates, per block, about 60 bytes and, with prefix caching, 4 for each of its tokens.
-    /// O(blocks).
+    /// Allocates, per block of either tier, at most 64 bytes and, with prefix caching, 4 for
+    /// each of its tokens. O(blocks).
     ///
     /// # Errors
     /// Those of [`Config::validate`].
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         config.validate()?;
-        let index = config
-            .prefix_caching
-            .then(|| PrefixIndex::new(config.hash_seed, config.block_size, config.num_blocks));
         Ok(Self {
             size: BlockSize::new(config.block_size),
-            pool: Pool::new(config.num_blocks),
-            index,
+            store: Store::new(&config),
             tables: Tables::new(config.num_blocks),
-            copies: CopyLog::default(),
-            counters: Counters::default(),
+            num_queried_tokens: 0,
+            num_hit_tokens: 0,
+            hits: Vec::new(),
+            moves: Moves::default(),
             config,
         })
     }
@@ -61,20 +54,72 @@ impl BlockManager {
     ///
     /// Returns the table and how many tokens it starts with, which count as committed. Only
     /// full blocks are shared, and at least one token is always left to compute, since its
-    /// output is what the caller is after. `open(&[], ns)` opens an empty table and looks
-    /// nothing up. Never fails: an open table may hold no block.
+    /// output is what the caller is after. Blocks found on the host are brought to the device,
+    /// which the next [`seal`](Self::seal) orders, as far as blocks are available there.
+    /// `open(&[], ns)` opens an empty table and looks nothing up. Never fails: an open table may
+    /// hold no block.
     ///
     /// O(blocks shared).
     pub fn open(&mut self, tokens: &[TokenId], ns: Namespace) -> (TableId, usize) {
-        let mut blocks = self.tables.take_list();
-        blocks.extend(hits(&self.pool, self.index.as_ref(), tokens, ns));
-        for &block in &blocks {
-            self.pool.acquire(block);
+        let store = &mut self.store;
+        let mut hits = core::mem::take(&mut self.hits);
+        hits.extend(store.hits(tokens, self.size.tokens(), ns));
+        hits.truncate(store.usable(hits.iter().copied()).num_blocks);
+        for hit in &hits {
+            store.memory_mut(hit.tier).pool.acquire(hit.block);
         }
+        let mut blocks = self.tables.take_list();
+        for hit in hits.drain(..) {
+            blocks.push(match hit.tier {
+                Tier::Device => hit.block,
+                Tier::Host => {
+                    let block = store.copy_in(hit.block);
+                    store.host.pool.drop_ref(hit.block);
+                    store.copied.by_hit += 1;
+                    block
+                }
+            });
+        }
+        self.hits = hits;
         let num_tokens = blocks.len() * self.size.tokens();
-        self.counters.num_queried_tokens += tokens.len() as u64;
-        self.counters.num_hit_tokens += num_tokens as u64;
-        (self.tables.insert(ns, blocks, num_tokens), num_tokens)
+        self.num_queried_tokens += tokens.len() as u64;
+        self.num_hit_tokens += num_tokens as u64;
+        let table = Table::new(Chain::root(ns), blocks, num_tokens);
+        (self.tables.insert(table), num_tokens)
+    }
+
+    /// Opens a table that shares the longest cached prefix of `tokens` and reserves the slots it
+    /// lacks to hold `num_tokens` tokens, if `keep` blocks of the device stay available.
+    ///
+    /// `keep` is a watermark: blocks left for the sequences that already run, so that they need
+    /// not be preempted at once. The PagedAttention authors' own engine leaves 1 % of the pool
+    /// when it admits or swaps in; leave none when nothing else runs. All or nothing.
+    ///
+    /// O(blocks of the table).
+    ///
+    /// # Errors
+    /// [`OutOfBlocks`] if the blocks needed, those of the prefix that no table holds yet
+    /// included, are more than are available less `keep`.
+    pub fn admit(
+        &mut self,
+        tokens: &[TokenId],
+        num_tokens: usize,
+        ns: Namespace,
+        keep: usize,
+    ) -> Result<(TableId, usize), OutOfBlocks> {
+        let hit = self.probe(tokens, ns);
+        let num_new = self
+            .size
+            .blocks_for(num_tokens)
+            .saturating_sub(hit.num_blocks);
+        let needed = num_new + hit.num_available_blocks;
+        self.store
+            .device
+            .pool
+            .check_available(Tier::Device, needed, keep)?;
+        let (table, num_cached) = self.open(tokens, ns);
+        self.reserve(table, num_tokens.saturating_sub(num_cached))?;
+        Ok((table, num_cached))
     }
 
     /// Makes the slots of the `num_slots` tokens after the committed ones writable.
@@ -91,30 +136,29 @@ impl BlockManager {
     /// [`OutOfBlocks`] if fewer are available than [`blocks_needed`](Self::blocks_needed).
     ///
     /// # Panics
-    /// If `t` is not open.
+    /// If `t` is not open, or swapped out.
     #[track_caller]
     pub fn reserve(&mut self, t: TableId, num_slots: usize) -> Result<(), OutOfBlocks> {
-        let table = self.tables.get_mut(t);
+        let table = self.tables.resident_mut(t);
         if num_slots <= table.num_reserved {
             return Ok(());
         }
-        let tail = shared_tail(&self.pool, table, self.size);
-        let num_new = missing_blocks(table, num_slots, self.size);
+        let tail = self.store.shared_tail(table, self.size);
+        let num_new = table.num_missing(num_slots, self.size);
         let needed = num_new + usize::from(tail.is_some());
-        let available = self.pool.num_available();
-        if needed > available {
-            return Err(OutOfBlocks { needed, available });
+        if needed > 0 {
+            let pool = &self.store.device.pool;
+            pool.check_available(Tier::Device, needed, 0)?;
         }
         table.num_reserved = num_slots;
         if let Some(place) = tail {
-            self.copy_on_write(t, place);
+            let src = table.blocks[place];
+            let num_tokens = self.size.split(table.num_tokens).1;
+            table.blocks[place] = self.store.copy_on_write(src, num_tokens);
+            self.store.device.pool.drop_ref(src);
         }
-        if num_new > 0 {
-            let table = self.tables.get_mut(t);
-            for _ in 0..num_new {
-                let block = allocate(&mut self.pool, &mut self.index, &mut self.counters);
-                table.blocks.push(block);
-            }
+        for _ in 0..num_new {
+            table.blocks.push(self.store.take());
         }
         Ok(())
     }
@@ -132,12 +176,12 @@ impl BlockManager {
     /// O(tokens).
     ///
     /// # Panics
-    /// If `t` is not open, if `tokens` go past the reservation, or if they were computed into a
-    /// copy that no step was sealed for.
+    /// If `t` is not open or swapped out, if `tokens` go past the reservation, or if they were
+    /// computed into a copy that no step was sealed for.
     #[track_caller]
     pub fn commit(&mut self, t: TableId, mut tokens: &[TokenId]) {
         let block_size = self.size.tokens();
-        let table = self.tables.get_mut(t);
+        let table = self.tables.resident_mut(t);
         let num_reserved = table.num_reserved;
         assert!(
             tokens.len() <= num_reserved,
@@ -146,22 +190,24 @@ impl BlockManager {
         );
         while !tokens.is_empty() {
             let (place, offset) = self.size.split(table.num_tokens);
+            let place = place - table.num_passed;
             let block = table.blocks[place];
+            let entry = self.store.device.pool.get(block);
             assert!(
-                self.pool.get(block).is_writable(),
+                entry.is_writable(),
                 "block {block} of table {t} was written while shared or published"
             );
             assert!(
-                self.pool.unsealed_copy(block).is_none(),
+                entry.unsealed_write().is_none(),
                 "commit to block {block} of table {t} before its copy was sealed"
             );
             let (written, rest) = tokens.split_at(tokens.len().min(block_size - offset));
             table.num_tokens += written.len();
             table.num_reserved -= written.len();
-            if let Some(index) = &mut self.index {
+            if let Some(index) = &mut self.store.device.index {
                 index.write(block, offset, written);
                 if offset + written.len() == block_size {
-                    publish(&mut self.pool, index, table, place);
+                    publish(&mut self.store, table, place);
                 }
             }
             tokens = rest;
@@ -172,6 +218,7 @@ impl BlockManager {
     ///
     /// Never allocates a block, so it cannot fail; whichever table writes a shared tail first
     /// copies it. Slots reserved in that tail are no longer writable and must be reserved anew.
+    /// The fork of a table that is swapped out is swapped out too.
     ///
     /// O(blocks shared).
     ///
@@ -181,18 +228,16 @@ impl BlockManager {
     pub fn fork(&mut self, t: TableId) -> TableId {
         let mut blocks = self.tables.take_list();
         let table = self.tables.get_mut(t);
-        let num_tokens = table.num_tokens;
-        let (num_full, in_tail) = self.size.split(num_tokens);
-        if in_tail > 0 {
+        if self.size.split(table.num_tokens).1 > 0 {
             table.num_reserved = 0;
         }
-        let num_shared = num_full + usize::from(in_tail > 0);
-        blocks.extend_from_slice(&table.blocks[..num_shared]);
-        let namespace = table.namespace;
+        blocks.extend_from_slice(table.committed_blocks(self.size));
+        let pool = &mut self.store.memory_mut(table.tier).pool;
         for &block in &blocks {
-            self.pool.acquire(block);
+            pool.acquire(block);
         }
-        self.tables.insert(namespace, blocks, num_tokens)
+        let child = table.sharing(blocks);
+        self.tables.insert(child)
     }
 
     /// Takes the table back to its first `num_tokens` tokens and gives up every reserved slot.
@@ -202,7 +247,8 @@ impl BlockManager {
     /// O(blocks given up).
     ///
     /// # Panics
-    /// If `t` is not open or has fewer tokens.
+    /// If `t` is not open, has fewer tokens, or the cut falls into blocks that
+    /// [`release_before`](Self::release_before) took.
     #[track_caller]
     pub fn truncate(&mut self, t: TableId, num_tokens: usize) {
         let table = self.tables.get_mut(t);
@@ -211,13 +257,48 @@ impl BlockManager {
             "truncate of table {t} to {num_tokens} tokens, which has {}",
             table.num_tokens
         );
-        let num_kept = self.size.blocks_for(num_tokens);
-        for &block in table.blocks[num_kept..].iter().rev() {
-            self.pool.drop_ref(block);
-        }
-        table.blocks.truncate(num_kept);
+        let num_passed = table.num_passed * self.size.tokens();
+        assert!(
+            num_tokens >= num_passed,
+            "truncate of table {t} to {num_tokens} tokens, whose first {num_passed} were released"
+        );
         table.num_tokens = num_tokens;
-        table.num_reserved = 0;
+        table.drop_reserved(&mut self.store, self.size);
+    }
+
+    /// Releases the blocks whose tokens all lie before `position`, for attention over a sliding
+    /// window: they fell out of it. Returns how many.
+    ///
+    /// The table keeps its length and its positions; [`blocks`](Self::blocks) starts with the
+    /// first block kept, which [`num_passed_blocks`](Self::num_passed_blocks) come before.
+    /// Published ones stay findable until evicted.
+    ///
+    /// O(blocks released, and of the table kept).
+    ///
+    /// # Panics
+    /// If `t` is not open or swapped out, or has fewer than `position` tokens.
+    #[track_caller]
+    pub fn release_before(&mut self, t: TableId, position: usize) -> usize {
+        let table = self.tables.resident_mut(t);
+        assert!(
+            position <= table.num_tokens,
+            "release of table {t} before position {position}, which has {} tokens",
+            table.num_tokens
+        );
+        let num_passed = self.size.split(position).0.max(table.num_passed);
+        let num_released = num_passed - table.num_passed;
+        if let Some(last) = num_released.checked_sub(1) {
+            if let Some(identity) = self.store.device.identity(table.blocks[last]) {
+                table.base = Chain::after(identity);
+            }
+            table.num_passed = num_passed;
+            let released = table.blocks.drain(..num_released);
+            // Tails first, as always: a later prefix hit needs the head.
+            for block in released.rev() {
+                self.store.device.pool.drop_ref(block);
+            }
+        }
+        num_released
     }
 
     /// Closes the table. Published blocks that nobody else holds stay findable until evicted.
@@ -229,35 +310,27 @@ impl BlockManager {
     #[track_caller]
     pub fn release(&mut self, t: TableId) {
         let table = self.tables.remove(t);
+        let pool = &mut self.store.memory_mut(table.tier).pool;
         // Tails first: a later prefix hit needs the head, not the tail.
         for &block in table.blocks.iter().rev() {
-            self.pool.drop_ref(block);
+            pool.drop_ref(block);
         }
         self.tables.give_list(table.blocks);
     }
 
-    /// Frees every cached block and returns how many there were. Blocks that tables hold stay
-    /// findable. O(cached blocks).
+    /// Frees every cached block of both tiers and returns how many there were. Blocks that
+    /// tables hold stay findable. O(cached blocks).
     pub fn reset_prefix_cache(&mut self) -> usize {
-        let num_cached = self.pool.num_cached();
-        if let Some(index) = &mut self.index {
-            let mut at = None;
-            while let Some(block) = self.pool.last_cached(at) {
-                index.unpublish(&mut self.pool, block);
-                at = Some(block);
-            }
-            self.pool.forget_cached();
-        }
-        num_cached
+        self.store.reset()
     }
 
-    /// Hands the copies ordered since the last seal to `step`.
+    /// Hands the transfers ordered since the last seal to `step`.
     ///
-    /// Allocates the returned list; [`seal_into`](Self::seal_into) reuses one. O(copies).
+    /// Allocates the returned lists; [`seal_into`](Self::seal_into) reuses some. O(transfers).
     ///
     /// # Panics
     /// If `step` was sealed and not completed.
-    #[must_use = "the copies must be done before the step writes the cache"]
+    #[must_use = "the transfers must be done before the step writes the cache"]
     #[track_caller]
     pub fn seal(&mut self, step: StepId) -> BlockOps {
         let mut ops = BlockOps::default();
@@ -265,90 +338,48 @@ impl BlockManager {
         ops
     }
 
-    /// [`seal`](Self::seal) into a list of the caller's, whose contents are replaced.
+    /// [`seal`](Self::seal) into lists of the caller's, whose contents are replaced.
     ///
     /// # Panics
     /// If `step` was sealed and not completed.
     #[track_caller]
     pub fn seal_into(&mut self, step: StepId, ops: &mut BlockOps) {
-        self.copies.seal_into(&mut self.pool, step, ops);
+        self.store.seal_into(step, ops);
     }
 
     /// Notes that the executor has done the operations of `step`, whose blocks may be reused.
-    /// O(copies).
+    /// O(transfers).
     ///
     /// # Panics
     /// If `step` is not sealed, or was completed before.
     #[track_caller]
     pub fn complete(&mut self, step: StepId) {
-        self.copies.complete(&mut self.pool, step);
+        self.store.complete(step);
     }
 
-    /// Replaces the shared block at `place` by a copy of the table's own.
-    fn copy_on_write(&mut self, t: TableId, place: usize) {
-        let dst = allocate(&mut self.pool, &mut self.index, &mut self.counters);
-        let table = self.tables.get_mut(t);
-        let src = core::mem::replace(&mut table.blocks[place], dst);
-        if let Some(index) = &mut self.index {
-            index.copy(src, dst, self.size.split(table.num_tokens).1);
+    /// Shows each [`CacheEvent`] since the last call once, oldest first. Nothing is noted unless
+    /// [`Config::events`] is set.
+    ///
+    /// A block is stored when [`commit`](Self::commit)ted, swapped out or demoted; the step that
+    /// fills it may still be under way. O(events).
+    pub fn drain_events(&mut self, read: impl FnMut(CacheEvent<'_>)) {
+        if let Some(events) = &mut self.store.events {
+            events.drain(self.size.tokens(), read);
         }
-        self.copies.push(&mut self.pool, src, dst);
-        self.pool.drop_ref(src);
-        self.counters.num_copies += 1;
     }
-}
-
-/// Takes a block off the list, which is not empty, for the one table that will hold it.
-#[inline]
-fn allocate(pool: &mut Pool, index: &mut Option<PrefixIndex>, counters: &mut Counters) -> BlockId {
-    let block = pool.front().expect("availability was checked");
-    pool.acquire(block);
-    if pool.get(block).is_published() {
-        let index = index.as_mut().expect("published blocks are indexed");
-        index.unpublish(pool, block);
-        counters.num_evictions += 1;
-    }
-    block
-}
-
-/// The cached blocks of `tokens` from the first on, one token left to compute.
-pub(crate) fn hits<'a>(
-    pool: &'a Pool,
-    index: Option<&'a PrefixIndex>,
-    tokens: &'a [TokenId],
-    ns: Namespace,
-) -> impl Iterator<Item = BlockId> + 'a {
-    let block_size = index.map_or(1, PrefixIndex::block_size);
-    let most = tokens.len().saturating_sub(1);
-    let mut chain = Chain::root(ns);
-    tokens[..most]
-        .chunks_exact(block_size)
-        .map_while(move |chunk| index?.follow(pool, &mut chain, chunk))
-}
-
-/// The place of the partly filled block that `table` must copy before it writes on.
-pub(crate) fn shared_tail(pool: &Pool, table: &Table, size: BlockSize) -> Option<usize> {
-    let (place, filled) = size.split(table.num_tokens);
-    (filled > 0 && !pool.get(table.blocks[place]).is_writable()).then_some(place)
-}
-
-/// Blocks `table` lacks for `num_slots` slots after its committed tokens.
-pub(crate) fn missing_blocks(table: &Table, num_slots: usize, size: BlockSize) -> usize {
-    let room = table.blocks.len() * size.tokens() - table.num_tokens;
-    size.blocks_for(num_slots.saturating_sub(room))
 }
 
 /// Publishes the table's full block at `place`, or takes the one published before it.
 #[inline(never)]
-fn publish(pool: &mut Pool, index: &mut PrefixIndex, table: &mut Table, place: usize) {
+fn publish(store: &mut Store, table: &mut Table, place: usize) {
     let chain = match place.checked_sub(1) {
-        Some(before) => Chain::after(pool, table.blocks[before]),
-        None => Chain::root(table.namespace),
+        Some(before) => Chain::after(store.device.pool.get(table.blocks[before]).identity()),
+        None => table.base,
     };
     let block = table.blocks[place];
-    if let Some(canonical) = index.publish(pool, chain, block) {
-        pool.acquire(canonical);
-        pool.drop_ref(block);
+    if let Some(canonical) = store.publish(chain, block) {
+        store.device.pool.acquire(canonical);
+        store.device.pool.drop_ref(block);
         table.blocks[place] = canonical;
     }
 }

@@ -1,10 +1,10 @@
-//! What the executor has to do to the cache's memory, and what is pinned until it has.
+//! What the executor has to do to the memory of both tiers, and what is pinned until it has.
 
 use alloc::vec::Vec;
 
-use crate::{BlockId, StepId, pool::Pool};
+use crate::{BlockId, HostBlockId, StepId, Tier};
 
-/// Copy all slots of `src` to `dst`.
+/// Copy all slots of `src` to `dst`, both on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockCopy {
     /// The block to read.
@@ -13,14 +13,37 @@ pub struct BlockCopy {
     pub dst: BlockId,
 }
 
+/// Copy all slots of `src` on the device to `dst` on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SwapOut {
+    /// The block to read.
+    pub src: BlockId,
+    /// The block to write.
+    pub dst: HostBlockId,
+}
+
+/// Copy all slots of `src` on the host to `dst` on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SwapIn {
+    /// The block to read.
+    pub src: HostBlockId,
+    /// The block to write.
+    pub dst: BlockId,
+}
+
 /// The memory operations of one step, to be done before the step writes any slot.
 ///
-/// They may be done in any order and at once: no block is written by two of them, and none that
-/// one writes is read by another.
+/// First all of `swap_outs`, then all of `swap_ins`, then all of `copies`. Those of one list may
+/// be done in any order and at once: no block is written by two of them, and none that one
+/// writes is read by another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BlockOps {
-    /// Blocks to copy on the device.
+    /// Blocks to copy to the host: swapped out, or evicted and kept there.
+    pub swap_outs: Vec<SwapOut>,
+    /// Blocks to copy back.
+    pub swap_ins: Vec<SwapIn>,
+    /// Blocks to copy on the device: copy-on-write.
     pub copies: Vec<BlockCopy>,
 }
 
@@ -28,73 +51,109 @@ impl BlockOps {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.copies.is_empty()
+        self.swap_outs.is_empty() && self.swap_ins.is_empty() && self.copies.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.swap_outs.clear();
+        self.swap_ins.clear();
+        self.copies.clear();
+    }
+}
+
+/// One entry of a [`BlockOps`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Transfer {
+    Out { src: BlockId, dst: BlockId },
+    In { src: BlockId, dst: BlockId },
+    Copy { src: BlockId, dst: BlockId },
+}
+
+impl Transfer {
+    /// The block it reads and the block it writes.
+    pub(crate) fn endpoints(self) -> [(Tier, BlockId); 2] {
+        match self {
+            Self::Out { src, dst } => [(Tier::Device, src), (Tier::Host, dst)],
+            Self::In { src, dst } => [(Tier::Host, src), (Tier::Device, dst)],
+            Self::Copy { src, dst } => [(Tier::Device, src), (Tier::Device, dst)],
+        }
     }
 }
 
 #[derive(Debug)]
 struct Step {
     id: StepId,
-    copies: Vec<BlockCopy>,
+    transfers: Vec<Transfer>,
 }
 
-/// Copies ordered and not completed. Each pins its source and its destination.
+/// Transfers ordered and not completed. Each pins its source and its destination.
 #[derive(Debug, Default)]
-pub(crate) struct CopyLog {
-    unsealed: Vec<BlockCopy>,
+pub(crate) struct TransferLog {
+    unsealed: Vec<Transfer>,
     in_flight: Vec<Step>,
     /// Emptied buffers of completed steps, so that a step allocates nothing.
-    spare: Vec<Vec<BlockCopy>>,
+    spare: Vec<Vec<Transfer>>,
 }
 
-impl CopyLog {
-    /// Orders a copy of `src` into `dst`, both held by a table.
-    pub(crate) fn push(&mut self, pool: &mut Pool, src: BlockId, dst: BlockId) {
-        // Copies of a step have no order among them: a block that is itself still to be copied
-        // is read at its origin. The origin is pinned, so its committed slots keep their contents.
-        let src = match pool.unsealed_copy(src) {
-            Some(place) => self.unsealed[place].src,
-            None => src,
-        };
-        pool.pin(src);
-        pool.pin(dst);
-        pool.set_unsealed_copy(dst, Some(self.unsealed.len()));
-        self.unsealed.push(BlockCopy { src, dst });
+impl TransferLog {
+    /// Notes a transfer and returns its place among the unsealed ones.
+    pub(crate) fn push(&mut self, transfer: Transfer) -> usize {
+        self.unsealed.push(transfer);
+        self.unsealed.len() - 1
     }
 
-    /// Hands the copies ordered since the last seal to `step`.
-    pub(crate) fn seal_into(&mut self, pool: &mut Pool, step: StepId, ops: &mut BlockOps) {
+    pub(crate) fn unsealed(&self) -> &[Transfer] {
+        &self.unsealed
+    }
+
+    /// Hands the transfers ordered since the last seal to `step`, and lists them in `ops`.
+    #[track_caller]
+    pub(crate) fn seal_into(&mut self, step: StepId, ops: &mut BlockOps) {
         assert!(
             self.in_flight.iter().all(|other| other.id != step),
             "step {} sealed twice without completing",
             step.0
         );
-        for copy in &self.unsealed {
-            pool.set_unsealed_copy(copy.dst, None);
+        ops.clear();
+        for &transfer in &self.unsealed {
+            match transfer {
+                Transfer::Out { src, dst } => ops.swap_outs.push(SwapOut {
+                    src,
+                    dst: HostBlockId(dst.0),
+                }),
+                Transfer::In { src, dst } => ops.swap_ins.push(SwapIn {
+                    src: HostBlockId(src.0),
+                    dst,
+                }),
+                Transfer::Copy { src, dst } => ops.copies.push(BlockCopy { src, dst }),
+            }
         }
-        ops.copies.clear();
-        ops.copies.extend_from_slice(&self.unsealed);
         let emptied = self.spare.pop().unwrap_or_default();
-        let copies = core::mem::replace(&mut self.unsealed, emptied);
-        self.in_flight.push(Step { id: step, copies });
+        let transfers = core::mem::replace(&mut self.unsealed, emptied);
+        self.in_flight.push(Step {
+            id: step,
+            transfers,
+        });
     }
 
-    /// Lets go of what `step` pinned.
-    pub(crate) fn complete(&mut self, pool: &mut Pool, step: StepId) {
+    /// Takes what `step` was handed; give it back with [`recycle`](Self::recycle).
+    #[track_caller]
+    pub(crate) fn complete(&mut self, step: StepId) -> Vec<Transfer> {
         let Some(place) = self.in_flight.iter().position(|other| other.id == step) else {
             panic!("complete of step {}, which is not in flight", step.0);
         };
-        let mut copies = self.in_flight.remove(place).copies;
-        for copy in copies.drain(..) {
-            pool.unpin(copy.src);
-            pool.unpin(copy.dst);
-        }
-        self.spare.push(copies);
+        self.in_flight.remove(place).transfers
     }
 
-    /// Every copy that pins its endpoints.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &BlockCopy> {
-        let in_flight = self.in_flight.iter().flat_map(|step| &step.copies);
+    /// Keeps the list's room for a step to come.
+    pub(crate) fn recycle(&mut self, mut transfers: Vec<Transfer>) {
+        transfers.clear();
+        self.spare.push(transfers);
+    }
+
+    /// Every transfer that pins its endpoints.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Transfer> {
+        let in_flight = self.in_flight.iter().flat_map(|step| &step.transfers);
         self.unsealed.iter().chain(in_flight)
     }
 }

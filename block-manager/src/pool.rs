@@ -1,10 +1,10 @@
-//! The physical blocks: who holds each, and the list of those nobody holds.
+//! The physical blocks of one tier: who holds each, and the list of those nobody holds.
 
 use alloc::vec::Vec;
 
-use crate::BlockId;
+use crate::{BlockId, OutOfBlocks, Tier, index::Identity};
 
-/// Neither linked nor the destination of an unsealed copy.
+/// Neither linked nor filled by an unsealed transfer.
 const NONE: u32 = u32::MAX;
 
 /// What is known of one physical block. 40 bytes; the budget is 64 with the index's share.
@@ -12,26 +12,54 @@ const NONE: u32 = u32::MAX;
 pub(crate) struct Block {
     /// Tables that hold it.
     pub(crate) refs: u32,
-    /// Copies not yet completed that read or write it.
+    /// Transfers not yet completed that read or write it.
     pub(crate) pins: u32,
     prev: u32,
     /// Linked blocks: the next one. Pinned blocks are never linked, so for them it is the place
-    /// of the unsealed copy that fills them, if there is one.
+    /// of the unsealed transfer that fills them, if there is one.
     next: u32,
-    /// Unique over the manager's life for each publication; 0 while not published.
-    pub(crate) serial: u64,
-    /// Serial of the block before it, or the namespace when `depth` is 0. Published blocks only.
-    pub(crate) parent: u64,
-    /// Hash of everything up to its last token. Published blocks only.
-    pub(crate) hash: u32,
-    /// Blocks before it in its sequence. Published blocks only.
-    pub(crate) depth: u32,
+    /// The fields of its [`Identity`], side by side because nested they would take 8 bytes more.
+    /// `serial` is 0 while the block is not published, and then the others mean nothing.
+    serial: u64,
+    parent: u64,
+    hash: u32,
+    is_root: bool,
 }
 
 impl Block {
     #[inline]
     pub(crate) fn is_published(&self) -> bool {
         self.serial != 0
+    }
+
+    /// What the block is known by, while it is published.
+    #[inline]
+    pub(crate) fn identity(&self) -> Identity {
+        Identity {
+            serial: self.serial,
+            parent: self.parent,
+            hash: self.hash,
+            is_root: self.is_root,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn set_identity(&mut self, identity: Identity) {
+        self.serial = identity.serial;
+        self.parent = identity.parent;
+        self.hash = identity.hash;
+        self.is_root = identity.is_root;
+    }
+
+    #[inline]
+    pub(crate) fn forget_identity(&mut self) {
+        self.serial = 0;
+    }
+
+    /// The place of the unsealed transfer that fills the block, if one does.
+    #[inline]
+    pub(crate) fn unsealed_write(&self) -> Option<usize> {
+        (self.pins > 0 && self.next != NONE).then_some(self.next as usize)
     }
 
     /// The rule that joins sharing and caching.
@@ -41,7 +69,7 @@ impl Block {
     }
 }
 
-/// All blocks, and one circular list of those with neither references nor pins:
+/// All blocks of a tier, and one circular list of those with neither references nor pins:
 ///
 /// ```text
 /// sentinel -> free, free, ... -> cached (released first) ... cached (released last) -> sentinel
@@ -67,7 +95,7 @@ impl Pool {
             serial: 0,
             parent: 0,
             hash: 0,
-            depth: 0,
+            is_root: false,
         };
         Self {
             blocks: (0..=sentinel).map(ring).collect(),
@@ -86,18 +114,37 @@ impl Pool {
         self.num_free
     }
 
-    /// Published blocks that no table holds and no copy pins.
+    /// Published blocks that no table holds and no transfer pins.
     pub(crate) fn num_cached(&self) -> usize {
         self.num_cached
     }
 
-    /// Blocks that no table holds and a copy pins.
+    /// Blocks that no table holds and a transfer pins.
     pub(crate) fn num_pinned(&self) -> usize {
         self.num_pinned
     }
 
     pub(crate) fn num_available(&self) -> usize {
         self.num_free + self.num_cached
+    }
+
+    /// Whether `needed` blocks can be taken and `keep` left.
+    #[inline]
+    pub(crate) fn check_available(
+        &self,
+        tier: Tier,
+        needed: usize,
+        keep: usize,
+    ) -> Result<(), OutOfBlocks> {
+        let available = self.num_available().saturating_sub(keep);
+        if needed > available {
+            return Err(OutOfBlocks {
+                tier,
+                needed,
+                available,
+            });
+        }
+        Ok(())
     }
 
     #[inline]
@@ -153,7 +200,7 @@ impl Pool {
         }
     }
 
-    /// One more uncompleted copy touches `block`, which a table or another copy holds.
+    /// One more uncompleted transfer touches `block`, which a table or another transfer holds.
     pub(crate) fn pin(&mut self, block: BlockId) {
         let entry = self.get_mut(block);
         let held = entry.refs > 0 || entry.pins > 0;
@@ -161,7 +208,7 @@ impl Pool {
         entry.pins += 1;
     }
 
-    /// One uncompleted copy fewer touches `block`.
+    /// One uncompleted transfer fewer touches `block`.
     pub(crate) fn unpin(&mut self, block: BlockId) {
         let entry = self.get_mut(block);
         assert!(
@@ -175,32 +222,34 @@ impl Pool {
         }
     }
 
-    /// The unsealed copy that fills `block`, if one does.
-    pub(crate) fn unsealed_copy(&self, block: BlockId) -> Option<usize> {
-        let entry = self.get(block);
-        (entry.pins > 0 && entry.next != NONE).then_some(entry.next as usize)
-    }
-
-    /// Notes, or with `None` forgets, the unsealed copy that fills the pinned `block`.
-    pub(crate) fn set_unsealed_copy(&mut self, block: BlockId, copy: Option<usize>) {
+    /// Notes, or with `None` forgets, the unsealed transfer that fills the pinned `block`.
+    pub(crate) fn set_unsealed_write(&mut self, block: BlockId, place: Option<usize>) {
         let entry = self.get_mut(block);
-        debug_assert!(entry.pins > 0, "only a pinned block is filled by a copy");
-        entry.next = copy.map_or(NONE, |place| place as u32);
+        debug_assert!(
+            entry.pins > 0,
+            "only a pinned block is filled by a transfer"
+        );
+        entry.next = place.map_or(NONE, |place| place as u32);
     }
 
-    /// Makes every cached block free. The caller has taken them out of the index.
-    pub(crate) fn forget_cached(&mut self) {
-        // They are behind the free ones already and none is before another for a reason any more.
-        self.num_free += self.num_cached;
-        self.num_cached = 0;
+    /// Counts a cached `block` as released now.
+    pub(crate) fn touch(&mut self, block: BlockId) {
+        if self.is_available(block) {
+            self.unlink(block);
+            self.link(block);
+        }
     }
 
-    /// The cached block released last, or `None`; `before` continues from an earlier answer.
-    pub(crate) fn last_cached(&self, before: Option<BlockId>) -> Option<BlockId> {
-        let from = before.map_or(self.sentinel(), |block| block.0);
-        let last = self.blocks[from as usize].prev;
-        (last != self.sentinel() && self.blocks[last as usize].is_published())
-            .then_some(BlockId(last))
+    /// Whether neither a table nor a transfer holds `block`.
+    pub(crate) fn is_available(&self, block: BlockId) -> bool {
+        let entry = self.get(block);
+        entry.refs == 0 && entry.pins == 0
+    }
+
+    /// The cached block that would be evicted last.
+    pub(crate) fn last_cached(&self) -> Option<BlockId> {
+        let last = self.blocks[self.sentinel() as usize].prev;
+        (self.num_cached > 0).then_some(BlockId(last))
     }
 
     #[inline]
@@ -280,8 +329,9 @@ mod tests {
             pool.acquire(id);
         }
         assert_eq!(pool.front(), None);
-        pool.get_mut(ids[2]).serial = 1;
-        pool.get_mut(ids[0]).serial = 2;
+        for (serial, at) in [(1, 2), (2, 0)] {
+            pool.get_mut(ids[at]).serial = serial;
+        }
         for at in [2, 0, 1, 3] {
             pool.drop_ref(ids[at]);
         }

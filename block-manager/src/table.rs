@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::{BlockId, Namespace, TableId};
+use crate::{BlockId, TableId, Tier, index::Chain, size::BlockSize, store::Store};
 
 /// Eight blocks of 16 tokens stay inline; longer lists go to the heap.
 pub(crate) type BlockList = SmallVec<[BlockId; 8]>;
@@ -14,10 +14,14 @@ pub(crate) type BlockList = SmallVec<[BlockId; 8]>;
 #[derive(Debug)]
 pub(crate) struct Table {
     generation: u64,
-    pub(crate) namespace: Namespace,
-    /// Blocks of the committed tokens, then of the reserved slots.
+    /// What the first of `blocks` follows.
+    pub(crate) base: Chain,
+    /// Blocks before the first of `blocks` that were released one by one.
+    pub(crate) num_passed: usize,
+    /// Blocks of the committed tokens, then of the reserved slots; all in `tier`.
     pub(crate) blocks: BlockList,
-    /// Tokens whose keys and values are in the cache.
+    pub(crate) tier: Tier,
+    /// Tokens whose keys and values are, or were, in the cache.
     pub(crate) num_tokens: usize,
     /// Slots after them that may be written.
     pub(crate) num_reserved: usize,
@@ -35,6 +39,54 @@ pub(crate) struct Tables {
     max_spare: usize,
 }
 
+impl Table {
+    /// A table of committed `blocks` on the device.
+    pub(crate) fn new(base: Chain, blocks: BlockList, num_tokens: usize) -> Self {
+        Self {
+            generation: 0,
+            base,
+            num_passed: 0,
+            blocks,
+            tier: Tier::Device,
+            num_tokens,
+            num_reserved: 0,
+        }
+    }
+
+    /// A table with the same tokens, in `blocks`, which are those it shares.
+    pub(crate) fn sharing(&self, blocks: BlockList) -> Self {
+        Self {
+            num_passed: self.num_passed,
+            tier: self.tier,
+            ..Self::new(self.base, blocks, self.num_tokens)
+        }
+    }
+
+    /// The blocks that hold committed tokens.
+    #[inline]
+    pub(crate) fn committed_blocks(&self, size: BlockSize) -> &[BlockId] {
+        &self.blocks[..size.blocks_for(self.num_tokens) - self.num_passed]
+    }
+
+    /// Blocks it lacks for `num_slots` slots after its committed tokens.
+    #[inline]
+    pub(crate) fn num_missing(&self, num_slots: usize, size: BlockSize) -> usize {
+        let room = (self.num_passed + self.blocks.len()) * size.tokens() - self.num_tokens;
+        size.blocks_for(num_slots.saturating_sub(room))
+    }
+
+    /// Gives up the reserved slots and the blocks that hold nothing else.
+    pub(crate) fn drop_reserved(&mut self, store: &mut Store, size: BlockSize) {
+        let num_kept = self.committed_blocks(size).len();
+        let pool = &mut store.memory_mut(self.tier).pool;
+        for &block in self.blocks[num_kept..].iter().rev() {
+            pool.drop_ref(block);
+        }
+        self.blocks.truncate(num_kept);
+        self.num_reserved = 0;
+    }
+}
+
 impl Tables {
     /// Keeps lists of at most `max_spare` blocks in all for reuse.
     pub(crate) fn new(max_spare: usize) -> Self {
@@ -48,20 +100,12 @@ impl Tables {
         self.open.len()
     }
 
-    pub(crate) fn insert(
-        &mut self,
-        namespace: Namespace,
-        blocks: BlockList,
-        num_tokens: usize,
-    ) -> TableId {
+    pub(crate) fn insert(&mut self, content: Table) -> TableId {
         let generation = self.next_generation;
         self.next_generation += 1;
         let index = self.open.insert(Table {
             generation,
-            namespace,
-            blocks,
-            num_tokens,
-            num_reserved: 0,
+            ..content
         });
         TableId {
             index: u32::try_from(index).expect("fewer than 2^32 tables are open"),
@@ -85,6 +129,28 @@ impl Tables {
             Some(table) if table.generation == id.generation => table,
             _ => stale(id),
         }
+    }
+
+    /// The table, whose blocks are on the device.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn resident(&self, id: TableId) -> &Table {
+        let table = self.get(id);
+        if table.tier != Tier::Device {
+            swapped_out(id);
+        }
+        table
+    }
+
+    /// The table, whose blocks are on the device.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn resident_mut(&mut self, id: TableId) -> &mut Table {
+        let table = self.get_mut(id);
+        if table.tier != Tier::Device {
+            swapped_out(id);
+        }
+        table
     }
 
     /// Closes the table; the caller drops its references and hands the list back.
@@ -127,4 +193,10 @@ impl Tables {
 #[track_caller]
 fn stale(id: TableId) -> ! {
     panic!("table {id} is not open: released before, or of another manager")
+}
+
+#[cold]
+#[track_caller]
+fn swapped_out(id: TableId) -> ! {
+    panic!("table {id} is swapped out")
 }

@@ -82,7 +82,7 @@ fn a_warm_manager_allocates_nothing() {
     assert_eq!(ALLOCATIONS.get() - before, 0);
     let stats = m.stats();
     assert!(
-        stats.num_evictions > 10_000 && stats.num_copies > 900,
+        stats.device.num_evictions > 10_000 && stats.num_copies > 900,
         "{stats:?}"
     );
 }

@@ -1,7 +1,8 @@
 //! The life of blocks through the public API: sharing, caching, eviction, pinning, wrong use.
 
 use pageloom_block_manager::{
-    BlockId, BlockManager, Config, ConfigError, Namespace, OutOfBlocks, StepId, TableId, TokenId,
+    BlockId, BlockManager, Config, ConfigError, Namespace, OutOfBlocks, StepId, TableId, Tier,
+    TokenId,
 };
 
 const NS: Namespace = Namespace(0);
@@ -51,7 +52,7 @@ fn a_prompt_seen_before_shares_its_full_blocks() {
     assert_eq!(hit, 8);
     assert_eq!(m.blocks(a)[..2], m.blocks(b)[..2]);
     assert_ne!(m.blocks(a)[2], m.blocks(b)[2]);
-    assert_eq!(m.stats().num_referenced, 4);
+    assert_eq!(m.stats().device.num_referenced, 4);
     assert_eq!(m.stats().num_hit_tokens, 8);
     assert_eq!(m.stats().num_queried_tokens, 20);
 }
@@ -83,7 +84,7 @@ fn released_blocks_stay_findable_and_heads_outlive_tails() {
     let (a, _) = prefill(&mut m, &prompt, NS);
     m.release(a);
     let stats = m.stats();
-    assert_eq!((stats.num_free, stats.num_cached), (1, 3));
+    assert_eq!((stats.device.num_free, stats.device.num_cached), (1, 3));
     for left in [8, 4, 0] {
         // Each new block takes the deepest one still cached; the first takes the free one too.
         let (b, _) = m.open(&[], NS);
@@ -93,7 +94,7 @@ fn released_blocks_stay_findable_and_heads_outlive_tails() {
         m.release(b);
         m.check().unwrap();
     }
-    assert_eq!(m.stats().num_evictions, 3);
+    assert_eq!(m.stats().device.num_evictions, 3);
 }
 
 #[test]
@@ -112,7 +113,7 @@ fn a_child_is_not_found_under_a_parent_that_took_its_parents_block() {
     assert_eq!(m.blocks(b), [parent]);
     m.complete(StepId(1));
     m.check().unwrap();
-    assert_eq!(m.stats().num_cached, 1, "the child is still there");
+    assert_eq!(m.stats().device.num_cached, 1, "the child is still there");
     assert_eq!(
         m.lookup(&[9, 9, 3, 4, 5], NS),
         2,
@@ -130,12 +131,12 @@ fn two_sequences_that_compute_a_block_in_one_step_end_with_one() {
     assert_eq!(hit, 0);
     m.reserve(a, 9).unwrap();
     m.reserve(b, 9).unwrap();
-    assert_eq!(m.stats().num_referenced, 6);
+    assert_eq!(m.stats().device.num_referenced, 6);
     m.commit(a, &prompt);
     m.commit(b, &prompt);
     m.check().unwrap();
     assert_eq!(m.blocks(a)[..2], m.blocks(b)[..2]);
-    assert_eq!(m.stats().num_referenced, 4);
+    assert_eq!(m.stats().device.num_referenced, 4);
     // The chain goes on from the shared block, so what b computes next is findable.
     append(&mut m, b, &tokens(20..23));
     let longer: Vec<_> = (0..9).chain(20..24).collect();
@@ -165,6 +166,7 @@ fn reserve_is_all_or_nothing_and_idempotent() {
     let mut m = manager(4, 4);
     let (a, _) = m.open(&[], NS);
     let error = OutOfBlocks {
+        tier: Tier::Device,
         needed: 5,
         available: 4,
     };
@@ -184,7 +186,7 @@ fn fork_then_append_copies_only_the_tail() {
     let mut m = manager(4, 8);
     let (a, _) = prefill(&mut m, &tokens(0..10), NS);
     let b = m.fork(a);
-    assert_eq!(m.stats().num_referenced, 3);
+    assert_eq!(m.stats().device.num_referenced, 3);
     assert_eq!((m.blocks_needed(b, 1), m.blocks_needed(b, 3)), (1, 2));
     m.reserve(b, 1).unwrap();
     assert_eq!(m.blocks_needed(a, 1), 0, "the last holder writes in place");
@@ -195,7 +197,7 @@ fn fork_then_append_copies_only_the_tail() {
     m.complete(StepId(0));
     m.commit(b, &[77]);
     m.check().unwrap();
-    assert_eq!(m.stats().num_referenced, 4);
+    assert_eq!(m.stats().device.num_referenced, 4);
 }
 
 #[test]
@@ -252,7 +254,7 @@ fn endpoints_of_a_copy_are_not_reused_until_complete() {
     m.release(a);
     m.release(b);
     let stats = m.stats();
-    assert_eq!((stats.num_pinned, stats.num_free), (2, 1));
+    assert_eq!((stats.device.num_pinned, stats.device.num_free), (2, 1));
     let (c, _) = m.open(&[], NS);
     assert!(m.reserve(c, 3).is_err());
     m.reserve(c, 2).unwrap();
@@ -301,10 +303,10 @@ fn without_prefix_caching_nothing_is_kept() {
     assert_eq!(m.lookup(&tokens(0..9), NS), 0);
     let b = m.fork(a);
     append(&mut m, b, &[1]);
-    assert_eq!(m.stats().num_referenced, 4);
+    assert_eq!(m.stats().device.num_referenced, 4);
     m.release(a);
     m.release(b);
-    assert_eq!((m.stats().num_free, m.reset_prefix_cache()), (4, 0));
+    assert_eq!((m.stats().device.num_free, m.reset_prefix_cache()), (4, 0));
     m.check().unwrap();
 }
 
@@ -319,8 +321,8 @@ fn resetting_the_cache_frees_what_nobody_holds() {
     assert_eq!(m.lookup(&tokens(100..109), NS), 0);
     assert_eq!(m.lookup(&tokens(0..9), NS), 8, "a table still holds these");
     m.release(a);
-    assert_eq!(m.stats().num_free, 6);
-    assert_eq!(m.stats().num_evictions, 0);
+    assert_eq!(m.stats().device.num_free, 6);
+    assert_eq!(m.stats().device.num_evictions, 0);
 }
 
 #[test]

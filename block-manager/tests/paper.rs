@@ -47,7 +47,7 @@ fn figure_6_a_seven_token_prompt_grows_by_a_block_only_when_its_last_is_full() {
     let mut m = manager();
     let prompt = [1, 2, 3, 4, 5, 6, 7];
     let (t, _) = m.open(&prompt, Namespace(0));
-    assert_eq!(m.stats().num_referenced, 0, "blocks come on demand");
+    assert_eq!(m.stats().device.num_referenced, 0, "blocks come on demand");
 
     // 1: the prompt takes two blocks, filled 4 and 3.
     step(&mut m, t, &prompt);
@@ -68,10 +68,10 @@ fn figure_6_a_seven_token_prompt_grows_by_a_block_only_when_its_last_is_full() {
     let b3 = m.blocks(t)[2];
     assert!(b3 != b7 && b3 != b1);
     assert_eq!(block_table(&m, t), [(b7, 4), (b1, 4), (b3, 1)]);
-    assert_eq!(m.stats().num_referenced, 3);
+    assert_eq!(m.stats().device.num_referenced, 3);
 
     // Section 3: a sequence wastes less than one block.
-    let slots = 4 * m.stats().num_referenced;
+    let slots = 4 * m.stats().device.num_referenced;
     assert!(slots - m.num_tokens(t) < 4);
 }
 
@@ -98,7 +98,7 @@ fn figure_8_the_first_sample_copies_the_shared_tail_and_the_last_writes_in_place
     assert_eq!(m.blocks(a1), [b7, b3]);
     assert_eq!(m.blocks(a2), [b7, b1]);
     assert_eq!(m.num_references(b7), 2);
-    assert_eq!(m.stats().num_referenced, 3);
+    assert_eq!(m.stats().device.num_referenced, 3);
 }
 
 /// Block 0 to candidate 3's block 8, as the figure draws them before its dotted line.
@@ -154,7 +154,7 @@ fn figure_9_beam_search_frees_the_losers_blocks_and_shares_the_survivors() {
     let [c0, c1, c2, c3] = before.candidates;
     let b = before.blocks;
     assert_eq!(set(&b).len(), 9);
-    assert_eq!(m.stats().num_referenced, 9);
+    assert_eq!(m.stats().device.num_referenced, 9);
     assert_eq!((m.num_references(b[0]), m.num_references(b[1])), (4, 3));
 
     // The best four continue candidates 1 and 2, two each; 0 and 3 end. Survivors fork first.
@@ -165,8 +165,8 @@ fn figure_9_beam_search_frees_the_losers_blocks_and_shares_the_survivors() {
     for freed in [2, 4, 5, 8] {
         assert_eq!(m.num_references(b[freed]), 0, "block {freed}");
     }
-    assert_eq!(m.stats().num_referenced, 5);
-    assert_eq!(m.stats().num_free, 11);
+    assert_eq!(m.stats().device.num_referenced, 5);
+    assert_eq!(m.stats().device.num_free, 11);
 
     // Each writes its next token into a block of its own: 9 to 12, and nothing is copied.
     let after = [c1, n1, c2, n3];
@@ -175,7 +175,7 @@ fn figure_9_beam_search_frees_the_losers_blocks_and_shares_the_survivors() {
     }
     let new: Vec<BlockId> = after.iter().map(|&t| m.blocks(t)[4]).collect();
     assert_eq!(set(&new).len(), 4);
-    assert_eq!(m.stats().num_referenced, 9);
+    assert_eq!(m.stats().device.num_referenced, 9);
     for &t in &after {
         assert_eq!(m.blocks(t)[..3], [b[0], b[1], b[3]], "all share 0, 1, 3");
     }

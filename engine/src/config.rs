@@ -83,6 +83,7 @@ impl EngineConfig {
             num_blocks: self.num_blocks,
             prefix_caching: self.enable_prefix_caching,
             hash_seed: self.hash_seed,
+            ..pageloom_block_manager::Config::default()
         }
     }
 

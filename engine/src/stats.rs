@@ -183,7 +183,7 @@ impl EngineStats {
         self.num_preemptions = stats.num_preemptions;
         self.num_computed_tokens = stats.num_computed_tokens;
         self.num_recomputed_tokens = stats.num_recomputed_tokens;
-        let blocks = scheduler.block_manager().stats();
+        let blocks = scheduler.block_manager().stats().device;
         self.block_size = scheduler.block_manager().config().block_size;
         self.num_blocks = blocks.num_blocks;
         self.num_free_blocks = blocks.num_free;

@@ -117,20 +117,16 @@ impl Scheduler {
         };
         let num_known = known.len();
         let num_tokens = sequence.tokens.len();
-        let hit = self.blocks.probe(known, sequence.namespace);
         let num_slots = num_tokens.next_multiple_of(self.block_size());
-        let needed = num_slots / self.block_size() - hit.num_blocks;
-        let reserve = if alone { 0 } else { self.watermark_blocks() };
-        if needed + hit.num_available_blocks + reserve > available {
+        // Alone, it may have what would be left for others.
+        let keep = if alone { 0 } else { self.watermark_blocks() };
+        let admitted = self
+            .blocks
+            .admit(known, num_slots, sequence.namespace, keep);
+        let Ok((table, num_cached)) = admitted else {
             self.blocked = Some((sequence.id, available));
             return false;
-        }
-        let (table, num_cached) = self.blocks.open(known, sequence.namespace);
-        if self.blocks.reserve(table, num_slots - num_cached).is_err() {
-            // Only if the manager's own estimate was too low; it is not lost either way.
-            self.blocks.release(table);
-            return false;
-        }
+        };
         self.blocked = None;
         let sequence = &mut self.sequences[slot as usize];
         sequence.table = Some(table);

@@ -302,11 +302,11 @@ fn an_end_in_flight_holds_the_blocks_until_the_step_is_reported() {
     let step = s.schedule().unwrap().step;
     assert!(s.finish(id));
     assert!(!s.finish(id), "it has ended for everybody else");
-    assert_eq!(s.block_manager().stats().num_referenced, 2);
+    assert_eq!(s.block_manager().stats().device.num_referenced, 2);
     let mut events = Vec::new();
     s.update(step, &[SeqResult::Token(1)], &mut events);
     assert_eq!(events, []);
-    assert_eq!(s.block_manager().stats().num_referenced, 0);
+    assert_eq!(s.block_manager().stats().device.num_referenced, 0);
     assert!(!s.has_work());
 }
 

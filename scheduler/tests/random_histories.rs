@@ -68,6 +68,7 @@ prop_compose! {
             num_blocks,
             prefix_caching,
             hash_seed: 7,
+            ..Default::default()
         };
         (config, blocks)
     }

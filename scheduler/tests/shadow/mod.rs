@@ -283,7 +283,7 @@ impl Shadow {
             assert!(steps <= max_steps, "not done after {max_steps} steps");
         }
         assert!(self.mirrors.is_empty());
-        let manager = self.scheduler.block_manager().stats();
+        let manager = self.scheduler.block_manager().stats().device;
         assert_eq!((manager.num_referenced, manager.num_pinned), (0, 0));
         let stats = self.scheduler.stats();
         assert_eq!((stats.num_running, stats.num_waiting), (0, 0));

@@ -67,7 +67,7 @@ pub(crate) fn play(
         }
         let num_tokens: usize = running.iter().map(|&(t, _)| blocks.num_tokens(t)).sum();
         usage.used += num_tokens as f64;
-        usage.held += (blocks.stats().num_referenced * block_size) as f64;
+        usage.held += (blocks.stats().device.num_referenced * block_size) as f64;
         sequence_steps += running.len() as f64;
         running.retain(|&(table, left)| {
             if left == 0 {
