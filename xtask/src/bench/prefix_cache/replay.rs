@@ -1,7 +1,7 @@
 //! A trace through the block manager.
 
-use anyhow::{Context, ensure};
-use pageloom_block_manager::{BlockManager, Config, Namespace, TokenId};
+use anyhow::Context;
+use pageloom_block_manager::{BlockManager, BlockOps, Config, Namespace, StepId, TokenId};
 
 use super::trace::Trace;
 
@@ -9,8 +9,8 @@ use super::trace::Trace;
 /// compute. It belongs to the step after the prompt's, so no block is reserved for it.
 const LAST: TokenId = TokenId::MAX;
 
-/// Prompt blocks found by a manager made from `config`, when requests run one after another: open,
-/// reserve, commit, release. Those that do not fit the pool are left out.
+/// Prompt blocks found by a manager made from `config`, when requests run one after another, each in
+/// a step of its own. Those that do not fit the pool are left out.
 ///
 /// Each id of the trace becomes one block, filled with the id. The manager compares blocks as a
 /// whole and knows them by place and contents only, so what it finds and evicts does not depend on
@@ -20,8 +20,9 @@ pub(crate) fn num_hits(trace: &Trace, config: Config) -> anyhow::Result<usize> {
     let (block_size, num_blocks) = (config.block_size, config.num_blocks);
     let mut blocks = BlockManager::new(config)?;
     let mut tokens: Vec<TokenId> = Vec::new();
+    let mut ops = BlockOps::default();
     let mut num_found = 0;
-    for prompt in trace.fitting(num_blocks) {
+    for (step, prompt) in (0..).map(StepId).zip(trace.fitting(num_blocks)) {
         tokens.clear();
         for &id in prompt {
             tokens.extend(std::iter::repeat_n(id, block_size));
@@ -32,14 +33,12 @@ pub(crate) fn num_hits(trace: &Trace, config: Config) -> anyhow::Result<usize> {
         blocks
             .reserve(table, computed.len())
             .with_context(|| format!("a prompt of {} blocks", prompt.len()))?;
+        blocks.seal_into(step, &mut ops);
+        blocks.complete(step);
         blocks.commit(table, computed);
         blocks.release(table);
         num_found += num_cached / block_size;
     }
-    ensure!(
-        blocks.stats().num_referenced == 0,
-        "blocks are held by nobody"
-    );
     Ok(num_found)
 }
 
