@@ -4,9 +4,9 @@ use alloc::{vec, vec::Vec};
 use core::fmt;
 
 use crate::{
-    BlockManager, TableId, Tier,
+    BlockId, BlockManager, TableId, Tier,
     index::{Chain, PrefixIndex},
-    store::Memory,
+    memory::Memory,
     table::Table,
 };
 
@@ -51,11 +51,11 @@ pub enum Violation {
         /// Whether it is on the list.
         listed: bool,
     },
-    /// A cached block comes before a free one, so it would be evicted needlessly.
+    /// A block comes after one that must be taken later.
     ListOrder {
         /// Where the block is.
         tier: Tier,
-        /// The free block.
+        /// The block that comes too late.
         block: usize,
     },
     /// Free, cached, pinned, referenced or published blocks are not counted right.
@@ -238,15 +238,20 @@ fn check_list(tier: Tier, memory: &Memory) -> Result<(), Violation> {
     let pool = &memory.pool;
     let list = pool.verified_list().ok_or(Violation::ListBroken { tier })?;
     let mut is_listed = vec![false; pool.len()];
-    let mut cached_seen = false;
+    let mut rank_before = 0;
     for &id in &list {
         let block = id.index();
         is_listed[block] = true;
-        let published = pool.get(id).is_published();
-        if cached_seen && !published {
+        let entry = pool.get(id);
+        let rank = match (entry.is_published(), entry.reused) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => 2,
+        };
+        if rank < rank_before {
             return Err(Violation::ListOrder { tier, block });
         }
-        cached_seen |= published;
+        rank_before = rank;
     }
     for (id, _) in pool.iter() {
         let (block, listed) = (id.index(), is_listed[id.index()]);
@@ -261,6 +266,11 @@ fn check_list(tier: Tier, memory: &Memory) -> Result<(), Violation> {
     let blocks: Vec<_> = pool.iter().map(|(_, entry)| entry).collect();
     let cached = list.iter().filter(|&&id| pool.get(id).is_published());
     let num_cached = cached.count();
+    let protected = |id: &&BlockId| pool.get(**id).is_published() && pool.get(**id).reused;
+    let num_protected = list.iter().filter(protected).count();
+    let (counted, most) = pool.num_protected();
+    count(tier, "protected", counted, num_protected)?;
+    count(tier, "protected too many", counted, counted.min(most))?;
     let pinned = blocks.iter().filter(|b| b.refs == 0 && b.pins > 0);
     count(tier, "cached", pool.num_cached(), num_cached)?;
     count(tier, "free", pool.num_free(), list.len() - num_cached)?;

@@ -21,10 +21,39 @@ pub struct Config {
     /// client can craft prompts that collide; a simulation fixes it. Collisions only cost time:
     /// a hit always compares the tokens.
     pub hash_seed: u64,
+    /// Which cached block makes way when no free one is left.
+    pub eviction: Eviction,
     /// Note each change of what is findable, for
     /// [`drain_events`](crate::BlockManager::drain_events), which must then be called now and
     /// again: what is not read is kept.
     pub events: bool,
+}
+
+/// Which cached block makes way when no free one is left: always one that was released before
+/// the blocks it follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Eviction {
+    /// The one released longest ago.
+    #[default]
+    Lru,
+    /// The one released longest ago among those that no prompt found again since they were
+    /// stored; an eighth of the tier at most, those found again most recently, is spared until
+    /// nothing else is left.
+    ///
+    /// One-time prompts then cannot wash out what is shared, and a workload without sharing
+    /// loses at most what a pool smaller by an eighth would.
+    SegmentedLru,
+}
+
+impl Eviction {
+    /// Blocks of `num_blocks` that may be spared.
+    pub(crate) fn most_protected(self, num_blocks: usize) -> usize {
+        match self {
+            Self::Lru => 0,
+            Self::SegmentedLru => num_blocks / 8,
+        }
+    }
 }
 
 impl Default for Config {
@@ -35,6 +64,7 @@ impl Default for Config {
             num_host_blocks: 0,
             prefix_caching: true,
             hash_seed: 0,
+            eviction: Eviction::default(),
             events: false,
         }
     }

@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_colliding_hash_does_not_make_a_hit() {
-        let mut pool = Pool::new(2);
+        let mut pool = Pool::new(2, 0);
         let mut index = PrefixIndex::new(0, 2, 2);
         let root = Chain::root(Namespace(0));
         let hash = index.hash(root, &[1, 2]);

@@ -149,6 +149,7 @@
 
 extern crate alloc;
 
+mod block;
 mod check;
 mod config;
 mod events;
@@ -156,6 +157,7 @@ mod hash;
 mod ids;
 mod index;
 mod manager;
+mod memory;
 mod ops;
 mod pool;
 mod query;
@@ -166,7 +168,7 @@ mod swap;
 mod table;
 
 pub use check::Violation;
-pub use config::{Config, ConfigError, OutOfBlocks};
+pub use config::{Config, ConfigError, Eviction, OutOfBlocks};
 pub use events::{CacheEvent, ContentId, Parent};
 pub use ids::{BlockId, HostBlockId, Namespace, StepId, TableId, Tier, TokenId};
 pub use manager::BlockManager;

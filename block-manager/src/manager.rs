@@ -66,7 +66,9 @@ impl BlockManager {
         hits.extend(store.hits(tokens, self.size.tokens(), ns));
         hits.truncate(store.usable(hits.iter().copied()).num_blocks);
         for hit in &hits {
-            store.memory_mut(hit.tier).pool.acquire(hit.block);
+            let pool = &mut store.memory_mut(hit.tier).pool;
+            pool.acquire(hit.block);
+            pool.note_reuse(hit.block);
         }
         let mut blocks = self.tables.take_list();
         for hit in hits.drain(..) {

@@ -2,106 +2,51 @@
 
 use alloc::vec::Vec;
 
-use crate::{BlockId, OutOfBlocks, Tier, index::Identity};
-
-/// Neither linked nor filled by an unsealed transfer.
-const NONE: u32 = u32::MAX;
-
-/// What is known of one physical block. 40 bytes; the budget is 64 with the index's share.
-#[derive(Clone, Debug)]
-pub(crate) struct Block {
-    /// Tables that hold it.
-    pub(crate) refs: u32,
-    /// Transfers not yet completed that read or write it.
-    pub(crate) pins: u32,
-    prev: u32,
-    /// Linked blocks: the next one. Pinned blocks are never linked, so for them it is the place
-    /// of the unsealed transfer that fills them, if there is one.
-    next: u32,
-    /// The fields of its [`Identity`], side by side because nested they would take 8 bytes more.
-    /// `serial` is 0 while the block is not published, and then the others mean nothing.
-    serial: u64,
-    parent: u64,
-    hash: u32,
-    is_root: bool,
-}
-
-impl Block {
-    #[inline]
-    pub(crate) fn is_published(&self) -> bool {
-        self.serial != 0
-    }
-
-    /// What the block is known by, while it is published.
-    #[inline]
-    pub(crate) fn identity(&self) -> Identity {
-        Identity {
-            serial: self.serial,
-            parent: self.parent,
-            hash: self.hash,
-            is_root: self.is_root,
-        }
-    }
-
-    #[inline]
-    pub(crate) fn set_identity(&mut self, identity: Identity) {
-        self.serial = identity.serial;
-        self.parent = identity.parent;
-        self.hash = identity.hash;
-        self.is_root = identity.is_root;
-    }
-
-    #[inline]
-    pub(crate) fn forget_identity(&mut self) {
-        self.serial = 0;
-    }
-
-    /// The place of the unsealed transfer that fills the block, if one does.
-    #[inline]
-    pub(crate) fn unsealed_write(&self) -> Option<usize> {
-        (self.pins > 0 && self.next != NONE).then_some(self.next as usize)
-    }
-
-    /// The rule that joins sharing and caching.
-    #[inline]
-    pub(crate) fn is_writable(&self) -> bool {
-        self.refs == 1 && !self.is_published()
-    }
-}
+use crate::{
+    BlockId, OutOfBlocks, Tier,
+    block::{Block, NONE},
+};
 
 /// All blocks of a tier, and one circular list of those with neither references nor pins:
 ///
 /// ```text
-/// sentinel -> free, free, ... -> cached (released first) ... cached (released last) -> sentinel
-///             taken first                                    evicted last
+/// sentinel -> free ... -> cached, oldest release first ... -> protected, likewise ... -> sentinel
+///             taken first                                                 evicted last
 /// ```
+///
+/// Segmented LRU (Karedla et al. 1994): blocks that a prompt found again are protected from
+/// those that nobody ever asked for twice, as long as they are few. When they become more than
+/// `most_protected`, the oldest loses protection, which in this list only moves the border.
+/// With `most_protected` 0 this is plain LRU.
 #[derive(Debug)]
 pub(crate) struct Pool {
     /// One more than there are blocks: the last is the list's sentinel.
     blocks: Vec<Block>,
     num_free: usize,
+    /// Protected ones included.
     num_cached: usize,
     num_pinned: usize,
+    num_protected: usize,
+    most_protected: usize,
+    /// The sentinel if none is protected.
+    first_protected: u32,
 }
 
 impl Pool {
-    pub(crate) fn new(num_blocks: usize) -> Self {
+    pub(crate) fn new(num_blocks: usize, most_protected: usize) -> Self {
         let sentinel = num_blocks as u32;
-        let ring = |i: u32| Block {
-            refs: 0,
-            pins: 0,
-            prev: if i == 0 { sentinel } else { i - 1 },
-            next: if i == sentinel { 0 } else { i + 1 },
-            serial: 0,
-            parent: 0,
-            hash: 0,
-            is_root: false,
+        let ring = |i: u32| {
+            let prev = if i == 0 { sentinel } else { i - 1 };
+            Block::free(prev, if i == sentinel { 0 } else { i + 1 })
         };
         Self {
             blocks: (0..=sentinel).map(ring).collect(),
             num_free: num_blocks,
             num_cached: 0,
             num_pinned: 0,
+            num_protected: 0,
+            most_protected,
+            first_protected: sentinel,
         }
     }
 
@@ -242,8 +187,7 @@ impl Pool {
 
     /// Whether neither a table nor a transfer holds `block`.
     pub(crate) fn is_available(&self, block: BlockId) -> bool {
-        let entry = self.get(block);
-        entry.refs == 0 && entry.pins == 0
+        self.get(block).is_available()
     }
 
     /// The cached block that would be evicted last.
@@ -252,37 +196,74 @@ impl Pool {
         (self.num_cached > 0).then_some(BlockId(last))
     }
 
+    /// A prompt found the published `block`, which is held.
+    #[inline]
+    pub(crate) fn note_reuse(&mut self, block: BlockId) {
+        let entry = self.get_mut(block);
+        debug_assert!(entry.refs > 0 && entry.is_published());
+        entry.reused = true;
+    }
+
     #[inline]
     fn link(&mut self, block: BlockId) {
         // Contents nobody can find again are taken first, and while still warm; findable ones
-        // queue up behind everything released before them.
-        let published = self.get(block).is_published();
+        // queue up behind everything of their kind released before them.
         let sentinel = self.sentinel();
-        let (prev, next) = if published {
-            self.num_cached += 1;
-            (self.blocks[sentinel as usize].prev, sentinel)
-        } else {
-            self.num_free += 1;
-            (sentinel, self.blocks[sentinel as usize].next)
+        let entry = self.get(block);
+        let (published, reused) = (entry.is_published(), entry.reused);
+        let next = match (published, reused) {
+            (false, _) => self.blocks[sentinel as usize].next,
+            (true, false) => self.first_protected,
+            (true, true) => sentinel,
         };
+        let prev = core::mem::replace(&mut self.blocks[next as usize].prev, block.0);
         self.blocks[prev as usize].next = block.0;
-        self.blocks[next as usize].prev = block.0;
         let entry = self.get_mut(block);
         entry.prev = prev;
         entry.next = next;
+        if !published {
+            self.num_free += 1;
+            return;
+        }
+        self.num_cached += 1;
+        if reused {
+            if self.num_protected == 0 {
+                self.first_protected = block.0;
+            }
+            self.num_protected += 1;
+            if self.num_protected > self.most_protected {
+                let oldest = BlockId(self.first_protected);
+                self.get_mut(oldest).reused = false;
+                self.unprotect(oldest);
+            }
+        }
+    }
+
+    /// Moves the border past the first protected block.
+    #[inline]
+    fn unprotect(&mut self, first: BlockId) {
+        debug_assert_eq!(self.first_protected, first.0);
+        self.first_protected = self.get(first).next;
+        self.num_protected -= 1;
     }
 
     #[inline]
     fn unlink(&mut self, block: BlockId) {
-        let entry = self.get_mut(block);
-        let (prev, next) = (entry.prev, entry.next);
-        entry.prev = NONE;
-        entry.next = NONE;
-        if entry.is_published() {
+        let entry = self.get(block);
+        let (published, reused) = (entry.is_published(), entry.reused);
+        if published {
             self.num_cached -= 1;
+            if self.first_protected == block.0 {
+                self.unprotect(block);
+            } else if reused {
+                self.num_protected -= 1;
+            }
         } else {
             self.num_free -= 1;
         }
+        let entry = self.get_mut(block);
+        let prev = core::mem::replace(&mut entry.prev, NONE);
+        let next = core::mem::replace(&mut entry.next, NONE);
         self.blocks[prev as usize].next = next;
         self.blocks[next as usize].prev = prev;
     }
@@ -304,6 +285,11 @@ impl Pool {
         (self.blocks[sentinel as usize].prev == at).then_some(list)
     }
 
+    /// Protected blocks, and the most there may be.
+    pub(crate) fn num_protected(&self) -> (usize, usize) {
+        (self.num_protected, self.most_protected)
+    }
+
     /// Every block with its id.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (BlockId, &Block)> {
         let blocks = &self.blocks[..self.len()];
@@ -314,24 +300,28 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::Identity;
 
-    #[test]
-    fn a_block_costs_forty_bytes() {
-        assert_eq!(size_of::<Block>(), 40);
+    fn publish(pool: &mut Pool, block: BlockId) {
+        pool.get_mut(block).set_identity(Identity {
+            serial: 1,
+            parent: 0,
+            hash: 0,
+            is_root: true,
+        });
     }
 
     #[test]
     fn unfindable_blocks_are_taken_before_cached_ones_and_those_oldest_first() {
-        let mut pool = Pool::new(4);
+        let mut pool = Pool::new(4, 0);
         let ids: Vec<BlockId> = (0..4).map(BlockId).collect();
         for &id in &ids {
             assert_eq!(pool.front(), Some(id));
             pool.acquire(id);
         }
         assert_eq!(pool.front(), None);
-        for (serial, at) in [(1, 2), (2, 0)] {
-            pool.get_mut(ids[at]).serial = serial;
-        }
+        publish(&mut pool, ids[2]);
+        publish(&mut pool, ids[0]);
         for at in [2, 0, 1, 3] {
             pool.drop_ref(ids[at]);
         }
@@ -341,8 +331,41 @@ mod tests {
     }
 
     #[test]
+    fn reused_blocks_are_evicted_last_and_only_a_few_are() {
+        let mut pool = Pool::new(6, 2);
+        let ids: Vec<BlockId> = (0..6).map(BlockId).collect();
+        for &id in &ids {
+            pool.acquire(id);
+            publish(&mut pool, id);
+        }
+        for at in [0, 1, 2, 4] {
+            pool.note_reuse(ids[at]);
+        }
+        for &id in &ids[..4] {
+            pool.drop_ref(id);
+        }
+        // A third reused block takes the place of the oldest, which joins the others as newest.
+        let list = pool.verified_list().unwrap();
+        assert_eq!(list, [ids[0], ids[3], ids[1], ids[2]]);
+        assert_eq!(pool.num_protected(), (2, 2));
+        pool.drop_ref(ids[4]);
+        pool.drop_ref(ids[5]);
+        let list = pool.verified_list().unwrap();
+        assert_eq!(list, [ids[0], ids[3], ids[1], ids[5], ids[2], ids[4]]);
+
+        // Taking the first protected block, then the last, leaves a border that still works.
+        pool.acquire(ids[2]);
+        pool.acquire(ids[4]);
+        assert_eq!(pool.num_protected(), (0, 2));
+        pool.drop_ref(ids[2]);
+        pool.drop_ref(ids[4]);
+        let list = pool.verified_list().unwrap();
+        assert_eq!(list, [ids[0], ids[3], ids[1], ids[5], ids[2], ids[4]]);
+    }
+
+    #[test]
     fn a_pinned_block_is_not_taken_until_its_last_pin_goes() {
-        let mut pool = Pool::new(1);
+        let mut pool = Pool::new(1, 0);
         let id = BlockId(0);
         pool.acquire(id);
         pool.pin(id);
@@ -358,6 +381,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "released more often than held")]
     fn dropping_a_reference_nobody_has_panics() {
-        Pool::new(1).drop_ref(BlockId(0));
+        Pool::new(1, 0).drop_ref(BlockId(0));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     BlockId, BlockManager, Config, Namespace, PrefixHit, Stats, TableId, Tier, TierStats, TokenId,
-    store::Memory,
+    memory::Memory,
 };
 
 impl BlockManager {

@@ -4,48 +4,11 @@ use crate::{
     BlockId, BlockOps, Config, Namespace, PrefixHit, StepId, Tier, TokenId,
     events::EventLog,
     index::{Chain, Identity, PrefixIndex},
+    memory::Memory,
     ops::{Transfer, TransferLog},
-    pool::Pool,
     size::BlockSize,
     table::Table,
 };
-
-/// The blocks of one tier and, with prefix caching, where each contents is found among them.
-#[derive(Debug)]
-pub(crate) struct Memory {
-    pub(crate) pool: Pool,
-    /// `None` without prefix caching.
-    pub(crate) index: Option<PrefixIndex>,
-    pub(crate) num_evictions: u64,
-}
-
-impl Memory {
-    fn new(num_blocks: usize, config: &Config) -> Self {
-        let index = || PrefixIndex::new(config.hash_seed, config.block_size, num_blocks);
-        Self {
-            pool: Pool::new(num_blocks),
-            index: config.prefix_caching.then(index),
-            num_evictions: 0,
-        }
-    }
-
-    /// The block published here as `identity`.
-    pub(crate) fn find_identity(&self, identity: Identity) -> Option<BlockId> {
-        self.index.as_ref()?.find_identity(&self.pool, identity)
-    }
-
-    /// What `block` is known by, if it is published.
-    pub(crate) fn identity(&self, block: BlockId) -> Option<Identity> {
-        let entry = self.pool.get(block);
-        entry.is_published().then(|| entry.identity())
-    }
-
-    /// Takes a published block out of the index.
-    fn unpublish(&mut self, block: BlockId) {
-        let index = self.index.as_mut().expect("published blocks are indexed");
-        index.remove(&mut self.pool, block);
-    }
-}
 
 /// A block that holds the next tokens of a prompt.
 #[derive(Clone, Copy, Debug)]
@@ -284,6 +247,9 @@ impl Store {
         }
         if let Some(identity) = self.device.identity(block) {
             self.insert(Tier::Host, dst, identity);
+            if self.device.pool.get(block).reused {
+                self.host.pool.note_reuse(dst);
+            }
         }
         self.order(Transfer::Out { src, dst });
         dst
@@ -298,6 +264,9 @@ impl Store {
         }
         if let Some(identity) = self.host.identity(block) {
             self.insert(Tier::Device, dst, identity);
+            if self.host.pool.get(block).reused {
+                self.device.pool.note_reuse(dst);
+            }
         }
         self.order(Transfer::In { src: block, dst });
         dst
