@@ -90,6 +90,15 @@ pub enum Violation {
         /// Committed tokens and reserved slots.
         num_slots: usize,
     },
+    /// A table counts slots as writable that it has not, or reserved ones as not writable.
+    TableSlots {
+        /// The table.
+        table: TableId,
+        /// Slots reserved.
+        num_reserved: usize,
+        /// Slots known to be writable.
+        num_writable: usize,
+    },
     /// A full block of a table is not published after the block before it.
     Chain {
         /// The table.
@@ -217,7 +226,14 @@ impl BlockManager {
                 chain = Chain::after(memory.pool.get(block).identity());
             }
         }
-        let writable_from = if table.num_reserved > 0 {
+        if table.num_reserved > table.num_writable || table.num_writable > table.room(self.size) {
+            return Err(Violation::TableSlots {
+                table: id,
+                num_reserved: table.num_reserved,
+                num_writable: table.num_writable,
+            });
+        }
+        let writable_from = if table.num_writable > 0 {
             num_full
         } else {
             table.num_tokens.div_ceil(block_size) - table.num_passed

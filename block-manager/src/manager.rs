@@ -139,20 +139,27 @@ impl BlockManager {
     ///
     /// # Panics
     /// If `t` is not open, or swapped out.
+    #[inline]
     #[track_caller]
     pub fn reserve(&mut self, t: TableId, num_slots: usize) -> Result<(), OutOfBlocks> {
         let table = self.tables.resident_mut(t);
-        if num_slots <= table.num_reserved {
+        if num_slots <= table.num_writable {
+            table.num_reserved = table.num_reserved.max(num_slots);
             return Ok(());
         }
+        self.reserve_blocks(t, num_slots)
+    }
+
+    /// [`reserve`](Self::reserve) where blocks are to be looked at or taken.
+    #[inline(never)]
+    #[track_caller]
+    fn reserve_blocks(&mut self, t: TableId, num_slots: usize) -> Result<(), OutOfBlocks> {
+        let table = self.tables.resident_mut(t);
         let tail = self.store.shared_tail(table, self.size);
         let num_new = table.num_missing(num_slots, self.size);
         let needed = num_new + usize::from(tail.is_some());
-        if needed > 0 {
-            let pool = &self.store.device.pool;
-            pool.check_available(Tier::Device, needed, 0)?;
-        }
-        table.num_reserved = num_slots;
+        let pool = &self.store.device.pool;
+        pool.check_available(Tier::Device, needed, 0)?;
         if let Some(place) = tail {
             let src = table.blocks[place];
             let num_tokens = self.size.split(table.num_tokens).1;
@@ -162,6 +169,8 @@ impl BlockManager {
         for _ in 0..num_new {
             table.blocks.push(self.store.take());
         }
+        table.num_reserved = num_slots;
+        table.num_writable = table.room(self.size);
         Ok(())
     }
 
@@ -180,37 +189,25 @@ impl BlockManager {
     /// # Panics
     /// If `t` is not open or swapped out, if `tokens` go past the reservation, or if they were
     /// computed into a copy that no step was sealed for.
+    #[inline]
     #[track_caller]
     pub fn commit(&mut self, t: TableId, mut tokens: &[TokenId]) {
-        let block_size = self.size.tokens();
         let table = self.tables.resident_mut(t);
         let num_reserved = table.num_reserved;
-        assert!(
-            tokens.len() <= num_reserved,
-            "commit of {} tokens to table {t}, which has {num_reserved} slots reserved",
-            tokens.len(),
-        );
+        if tokens.len() > num_reserved {
+            commit_past_reservation(t, tokens.len(), num_reserved);
+        }
         while !tokens.is_empty() {
             let (place, offset) = self.size.split(table.num_tokens);
+            let room = self.size.tokens() - offset;
+            let (written, rest) = tokens.split_at(tokens.len().min(room));
             let place = place - table.num_passed;
-            let block = table.blocks[place];
-            let entry = self.store.device.pool.get(block);
-            assert!(
-                entry.is_writable(),
-                "block {block} of table {t} was written while shared or published"
-            );
-            assert!(
-                entry.unsealed_write().is_none(),
-                "commit to block {block} of table {t} before its copy was sealed"
-            );
-            let (written, rest) = tokens.split_at(tokens.len().min(block_size - offset));
+            self.store.write(table.blocks[place], offset, written);
             table.num_tokens += written.len();
             table.num_reserved -= written.len();
-            if let Some(index) = &mut self.store.device.index {
-                index.write(block, offset, written);
-                if offset + written.len() == block_size {
-                    publish(&mut self.store, table, place);
-                }
+            table.num_writable -= written.len();
+            if written.len() == room {
+                publish(&mut self.store, table, place);
             }
             tokens = rest;
         }
@@ -231,7 +228,7 @@ impl BlockManager {
         let mut blocks = self.tables.take_list();
         let table = self.tables.get_mut(t);
         if self.size.split(table.num_tokens).1 > 0 {
-            table.num_reserved = 0;
+            table.forget_reserved();
         }
         blocks.extend_from_slice(table.committed_blocks(self.size));
         let pool = &mut self.store.memory_mut(table.tier).pool;
@@ -371,9 +368,18 @@ impl BlockManager {
     }
 }
 
+#[cold]
+#[track_caller]
+fn commit_past_reservation(t: TableId, num_tokens: usize, num_reserved: usize) -> ! {
+    panic!("commit of {num_tokens} tokens to table {t}, which has {num_reserved} slots reserved");
+}
+
 /// Publishes the table's full block at `place`, or takes the one published before it.
 #[inline(never)]
 fn publish(store: &mut Store, table: &mut Table, place: usize) {
+    if store.device.index.is_none() {
+        return;
+    }
     let chain = match place.checked_sub(1) {
         Some(before) => Chain::after(store.device.pool.get(table.blocks[before]).identity()),
         None => table.base,

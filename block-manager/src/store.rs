@@ -150,6 +150,19 @@ impl Store {
         (filled > 0 && !self.device.pool.get(table.blocks[place]).is_writable()).then_some(place)
     }
 
+    /// Notes the tokens computed into slots of the device's `block`, from `offset` on.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn write(&mut self, block: BlockId, offset: usize, tokens: &[TokenId]) {
+        let entry = self.device.pool.get(block);
+        if !entry.is_writable() || entry.unsealed_write().is_some() {
+            wrong_write(block, entry.is_writable());
+        }
+        if let Some(index) = &mut self.device.index {
+            index.write(block, offset, tokens);
+        }
+    }
+
     /// Publishes the device's full `block` after `chain`, or names the block of the device
     /// published with the same contents before. Without prefix caching does nothing.
     pub(crate) fn publish(&mut self, chain: Chain, block: BlockId) -> Option<BlockId> {
@@ -361,4 +374,14 @@ impl Store {
         }
         num_freed
     }
+}
+
+#[cold]
+#[track_caller]
+fn wrong_write(block: BlockId, is_writable: bool) -> ! {
+    assert!(
+        is_writable,
+        "block {block} was written while shared or published"
+    );
+    panic!("commit to block {block} before the copy that fills it was sealed");
 }

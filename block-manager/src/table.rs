@@ -25,6 +25,9 @@ pub(crate) struct Table {
     pub(crate) num_tokens: usize,
     /// Slots after them that may be written.
     pub(crate) num_reserved: usize,
+    /// Slots after them that could be reserved without looking at a block: those of the blocks
+    /// held, unless the first of them has been shared since it was last looked at.
+    pub(crate) num_writable: usize,
 }
 
 /// All open tables.
@@ -50,6 +53,7 @@ impl Table {
             tier: Tier::Device,
             num_tokens,
             num_reserved: 0,
+            num_writable: 0,
         }
     }
 
@@ -68,11 +72,14 @@ impl Table {
         &self.blocks[..size.blocks_for(self.num_tokens) - self.num_passed]
     }
 
+    /// Slots after its committed tokens in the blocks it holds.
+    pub(crate) fn room(&self, size: BlockSize) -> usize {
+        (self.num_passed + self.blocks.len()) * size.tokens() - self.num_tokens
+    }
+
     /// Blocks it lacks for `num_slots` slots after its committed tokens.
-    #[inline]
     pub(crate) fn num_missing(&self, num_slots: usize, size: BlockSize) -> usize {
-        let room = (self.num_passed + self.blocks.len()) * size.tokens() - self.num_tokens;
-        size.blocks_for(num_slots.saturating_sub(room))
+        size.blocks_for(num_slots.saturating_sub(self.room(size)))
     }
 
     /// Gives up the reserved slots and the blocks that hold nothing else.
@@ -83,7 +90,13 @@ impl Table {
             pool.drop_ref(block);
         }
         self.blocks.truncate(num_kept);
+        self.forget_reserved();
+    }
+
+    /// Notes that no slot is reserved, nor known to be writable.
+    pub(crate) fn forget_reserved(&mut self) {
         self.num_reserved = 0;
+        self.num_writable = 0;
     }
 }
 

@@ -392,7 +392,7 @@ mod wrong_use_panics {
     }
 
     #[test]
-    #[should_panic(expected = "before its copy was sealed")]
+    #[should_panic(expected = "before the copy that fills it was sealed")]
     fn commit_before_the_copy_is_ordered() {
         let mut m = manager(4, 4);
         let (a, _) = prefill(&mut m, &[1], NS);
