@@ -37,7 +37,7 @@ impl Engine {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+pub fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = Config {
         block_size: 4,
         num_blocks: 8,

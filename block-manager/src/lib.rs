@@ -3,40 +3,57 @@
 //! A serving engine cuts its KV cache into blocks of a few tokens and gives each sequence a *block
 //! table*, as an operating system gives a process a page table (Kwon et al. 2023, PagedAttention).
 //! This crate decides which physical block belongs to whom: allocation on demand, sharing between
-//! forks, copy-on-write, and finding prefixes that are still cached. It never touches the cache's
-//! memory, so it fits any device and layout; it has no clock, no threads, no I/O and no unsafe
-//! code, and the same calls always give the same answers.
+//! forks, copy-on-write, finding prefixes that are still cached, and swapping to a second, slower
+//! tier. It never touches the cache's memory, so it fits any device and layout; it has no clock,
+//! no threads, no I/O and no unsafe code, and the same calls always give the same answers.
 //!
 //! # The life of a block
 //!
 //! ```text
 //!           reserve               commit, when full
 //!  free ──────────────> owned ──────────────────────> published ──┐ open, fork:
-//!   ^  ^                  │ fork                         │   ^    │ one more reference
-//!   │  │                  v                              │   └────┘
-//!   │  │               shared ── reserve: copy-on-write  │ last release
-//!   │  │ last release     │      into a free block       v
-//!   │  └──────────────────┘                            cached ──> open: published again
+//!   ^  ^                  │ fork                       │ ^   ^    │ one more reference
+//!   │  │                  v                            │ │   └────┘
+//!   │  │               shared ── reserve: copy-on-write│ │ open
+//!   │  │ last release     │      into a free block     v │
+//!   │  └──────────────────┘              last release: cached
 //!   │                                                    │
-//!   └────────────────────── evict, oldest tails first ───┘
+//!   └──── evict, what was released first goes first ─────┤
+//!                                                        │ if the host has room
+//!  device                                                v
+//!  ────── swap_out: a table's blocks │   ^ swap_in,   ┌───────┐
+//!  host                              v   │ open: back └─> cached ──> evict
+//!                                     held ── last release ─┘
 //! ```
 //!
 //! - **owned**: one table holds it and may write it.
 //! - **shared**: several tables hold it; whichever writes first gets a copy, the last one left
 //!   writes in place.
 //! - **published**: full, computed, immutable, and found by its tokens and all before them.
-//! - **cached**: published and held by nobody; taken when no free block is left.
-//! - **pinned** (not drawn): read or written by a copy that is not completed; neither reused nor
-//!   evicted until [`complete`](BlockManager::complete), whoever holds it.
+//! - **cached**: published and held by nobody; taken when no free block is left, in the order
+//!   that [`Eviction`] says.
+//! - **pinned** (not drawn): read or written by a transfer that is not completed; neither reused
+//!   nor evicted until [`complete`](BlockManager::complete), whoever holds it.
 //!
 //! One rule joins sharing and caching: *a slot may be written if and only if its block has one
 //! reference and is not published.*
 //!
+//! # Two tiers
+//!
+//! The *device* is the memory that attention reads; the *host* is slower and larger memory behind
+//! it, and may have no block at all. A table is in one of them, whole:
+//! [`swap_out`](BlockManager::swap_out) and [`swap_in`](BlockManager::swap_in) move the tables of
+//! a group, and what they share stays shared. A table on the host can be forked, cut and released,
+//! but not reserved, committed or read. Beside such tables the host keeps the published blocks
+//! that the device evicted, as long as it has room, and [`open`](BlockManager::open) finds them
+//! there. The same contents can be in both tiers; then nothing is copied twice.
+//!
 //! # What the executor keeps to
 //!
 //! 1. Steps run in the order they were sealed.
-//! 2. A step first does the copies of its [`BlockOps`], in any order among themselves, then writes
-//!    the slots reserved for it, then reads. [`complete`](BlockManager::complete) once the copies
+//! 2. A step first does the transfers of its [`BlockOps`]: all its `swap_outs`, then all its
+//!    `swap_ins`, then all its `copies`, those of one list in any order. Then it writes the slots
+//!    reserved for it, then it reads. [`complete`](BlockManager::complete) once the transfers
 //!    are done.
 //! 3. [`commit`](BlockManager::commit) when the tokens are computed or, with several steps in
 //!    flight, as soon as the step that computes them is given to the executor: whoever finds the
@@ -44,16 +61,17 @@
 //!
 //! # Cost
 //!
-//! `b` blocks touched, `n` tokens given; nothing scans the pool, and once warm nothing allocates
+//! `b` blocks touched, `n` tokens given; nothing scans a pool, and once warm nothing allocates
 //! but [`seal`](BlockManager::seal).
 //!
 //! | call | cost |
 //! |---|---|
-//! | [`open`](BlockManager::open), [`lookup`](BlockManager::lookup), [`probe`](BlockManager::probe) | O(b) found, each hashed and compared |
-//! | [`reserve`](BlockManager::reserve), [`truncate`](BlockManager::truncate), [`release`](BlockManager::release), [`fork`](BlockManager::fork) | O(b) |
+//! | [`open`](BlockManager::open), [`admit`](BlockManager::admit), [`lookup`](BlockManager::lookup), [`probe`](BlockManager::probe) | O(b) found, each hashed and compared |
+//! | [`reserve`](BlockManager::reserve), [`truncate`](BlockManager::truncate), [`release`](BlockManager::release), [`release_before`](BlockManager::release_before), [`fork`](BlockManager::fork), [`swap_out`](BlockManager::swap_out), [`swap_in`](BlockManager::swap_in) | O(b) |
 //! | [`commit`](BlockManager::commit) | O(n) |
-//! | [`seal_into`](BlockManager::seal_into), [`complete`](BlockManager::complete) | O(copies) |
+//! | [`seal_into`](BlockManager::seal_into), [`complete`](BlockManager::complete) | O(transfers) |
 //! | [`blocks`](BlockManager::blocks), [`slot`](BlockManager::slot), [`stats`](BlockManager::stats), [`blocks_needed`](BlockManager::blocks_needed) | O(1) |
+//! | [`drain_events`](BlockManager::drain_events) | O(events) |
 //! | [`reset_prefix_cache`](BlockManager::reset_prefix_cache) | O(cached blocks) |
 //! | [`new`](BlockManager::new), [`check`](BlockManager::check) | O(all blocks) |
 //!
@@ -62,13 +80,14 @@
 //!
 //! # Errors and bugs
 //!
-//! A full pool is a result, [`OutOfBlocks`], and changes nothing. Wrong use is a bug of the caller
+//! A full tier is a result, [`OutOfBlocks`], and changes nothing. Wrong use is a bug of the caller
 //! and panics, in release builds too, with a message that names it: a table released twice or used
-//! after, a commit past the reservation, a step completed twice.
+//! after, written while swapped out, a commit past the reservation, a step completed twice.
 //!
 //! # Example
 //!
-//! An engine in miniature, over a cache that is a `Vec<f32>`:
+//! An engine in miniature, over a cache that is a `Vec<f32>`; `examples/swap.rs` has one with a
+//! host tier:
 //!
 //! ```
 //! use pageloom_block_manager::{
