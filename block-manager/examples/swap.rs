@@ -77,7 +77,7 @@ impl Engine {
     }
 }
 
-pub fn main() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = Config {
         block_size: BLOCK_SIZE,
         num_blocks: 4,

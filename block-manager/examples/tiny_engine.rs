@@ -37,7 +37,7 @@ impl Engine {
     }
 }
 
-pub fn main() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = Config {
         block_size: 4,
         num_blocks: 8,

@@ -11,19 +11,19 @@
 //!
 //! ```text
 //!           reserve               commit, when full
-//!  free ──────────────> owned ──────────────────────> published ──┐ open, fork:
-//!   ^  ^                  │ fork                       │ ^   ^    │ one more reference
-//!   │  │                  v                            │ │   └────┘
-//!   │  │               shared ── reserve: copy-on-write│ │ open
-//!   │  │ last release     │      into a free block     v │
-//!   │  └──────────────────┘              last release: cached
-//!   │                                                    │
-//!   └──── evict, what was released first goes first ─────┤
-//!                                                        │ if the host has room
-//!  device                                                v
-//!  ────── swap_out: a table's blocks │   ^ swap_in,   ┌───────┐
-//!  host                              v   │ open: back └─> cached ──> evict
-//!                                     held ── last release ─┘
+//!  free ──────────────> owned ──────────────────────> published <──┐ open, fork: one
+//!   ^  ^                  │ fork                         │  ^  └───┘ more reference
+//!   │  │                  v                              │  │
+//!   │  │               shared ── reserve: copy-on-write  │  │ open
+//!   │  │ last release     │      into a free block       v  │
+//!   │  └──────────────────┘               last release: cached
+//!   │                                                      │
+//!   └─────────────────────── evict ────────────────────────┤
+//!                                                          │ a copy, if there is room
+//!  device   blocks of a table                              │
+//!  ──────────────── │ ───── ^ ──────────────────────────── │ ──────────────────────────
+//!  host    swap_out v       │ swap_in                      v
+//!                 held ── last release, if published ─> cached ──> open: copied back
 //! ```
 //!
 //! - **owned**: one table holds it and may write it.

@@ -1,19 +1,16 @@
 //! The examples run.
 
-// Their `main` is public for these tests and for nobody else.
-#![allow(unreachable_pub)]
-
 #[path = "../examples/swap.rs"]
 mod swap;
 #[path = "../examples/tiny_engine.rs"]
 mod tiny_engine;
 
 #[test]
-fn tiny_engine() {
+fn tiny_engine_runs() {
     tiny_engine::main().unwrap();
 }
 
 #[test]
-fn swap() {
+fn swap_runs() {
     swap::main().unwrap();
 }
