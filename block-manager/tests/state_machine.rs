@@ -3,7 +3,7 @@
 mod harness;
 
 use harness::{Fault, Op, Setup, run};
-use pageloom_block_manager::Config;
+use pageloom_block_manager::{Config, Eviction};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as RunnerConfig, TestRunner};
 
@@ -12,28 +12,50 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (byte(), byte(), byte()).prop_map(|(family, len, ns)| Op::Open { family, len, ns }),
         1 => (byte(), byte(), byte()).prop_map(|(family, len, ns)| Op::OpenEmpty { family, len, ns }),
+        3 => (byte(), byte(), byte(), byte(), byte())
+            .prop_map(|(family, len, ns, keep, extra)| Op::Admit { family, len, ns, keep, extra }),
         12 => (byte(), byte(), byte())
             .prop_map(|(seq, num_tokens, token)| Op::Plan { seq, num_tokens, token }),
-        6 => Just(Op::Seal),
-        6 => Just(Op::Run),
-        5 => Just(Op::Complete),
+        7 => Just(Op::Seal),
+        7 => Just(Op::Run),
+        6 => Just(Op::Complete),
         4 => byte().prop_map(|seq| Op::Fork { seq }),
         2 => (byte(), byte()).prop_map(|(seq, keep)| Op::Truncate { seq, keep }),
+        1 => (byte(), byte()).prop_map(|(seq, position)| Op::ReleaseBefore { seq, position }),
         3 => byte().prop_map(|seq| Op::Release { seq }),
+        3 => (byte(), byte()).prop_map(|(seq, others)| Op::SwapOut { seq, others }),
+        4 => (byte(), byte(), byte())
+            .prop_map(|(seq, others, keep)| Op::SwapIn { seq, others, keep }),
         1 => Just(Op::Reset),
     ]
 }
 
 fn setup(fault: Fault) -> impl Strategy<Value = Setup> {
-    let config = (1usize..6, 1usize..25, any::<bool>(), any::<u64>());
+    let sizes = (1usize..6, 1usize..25, 0usize..25);
+    let policy = prop_oneof![Just(Eviction::Lru), Just(Eviction::SegmentedLru)];
+    let config = (sizes, any::<bool>(), any::<u64>(), policy, any::<bool>());
     (config, any::<bool>(), 1u64..).prop_map(move |(config, commit_early, shuffle_seed)| {
-        let (block_size, num_blocks, prefix_caching, hash_seed) = config;
+        let (
+            (block_size, num_blocks, num_host_blocks),
+            prefix_caching,
+            hash_seed,
+            eviction,
+            events,
+        ) = config;
         Setup {
             config: Config {
                 block_size,
                 num_blocks,
-                prefix_caching,
+                num_host_blocks: match fault {
+                    // Only copies are ordered then.
+                    Fault::CopiesUnpinned => 0,
+                    _ => num_host_blocks,
+                },
+                // Without it a tail is copied only because it is shared.
+                prefix_caching: prefix_caching && fault != Fault::SharedTailWritten,
                 hash_seed,
+                eviction,
+                events,
             },
             commit_early,
             shuffle_seed,
@@ -62,8 +84,11 @@ fn every_history_matches_the_model_and_every_read_finds_its_token() {
     }
 }
 
-/// Breaks one rule on purpose; a harness that does not notice proves nothing.
-fn must_fail(fault: Fault) {
+/// What the shadow memory says.
+const MEMORY: &str = "does not hold its token";
+
+/// Breaks one rule on purpose; a harness in which the check named does not notice proves nothing.
+fn must_fail(fault: Fault, noticed_by: &str) {
     let histories = (setup(fault), prop::collection::vec(op(), 1..150));
     let config = RunnerConfig {
         failure_persistence: None,
@@ -80,7 +105,7 @@ fn must_fail(fault: Fault) {
     match result {
         Ok(()) => panic!("{fault:?} went unnoticed"),
         Err(failure) => assert!(
-            failure.to_string().contains("does not hold its token"),
+            failure.to_string().contains(noticed_by),
             "{fault:?} was noticed by something else: {failure}"
         ),
     }
@@ -88,25 +113,55 @@ fn must_fail(fault: Fault) {
 
 #[test]
 fn control_copies_skipped() {
-    must_fail(Fault::CopiesSkipped);
+    must_fail(Fault::CopiesSkipped, MEMORY);
 }
 
 #[test]
 fn control_copies_done_late() {
-    must_fail(Fault::CopiesLate);
+    must_fail(Fault::CopiesLate, MEMORY);
 }
 
 #[test]
-fn control_endpoints_unpinned() {
-    must_fail(Fault::EndpointsUnpinned);
+fn control_copies_done_before_swaps() {
+    must_fail(Fault::CopiesFirst, MEMORY);
+}
+
+#[test]
+fn control_endpoints_of_copies_unpinned() {
+    must_fail(Fault::CopiesUnpinned, MEMORY);
+}
+
+#[test]
+fn control_swaps_skipped() {
+    must_fail(Fault::SwapsSkipped, MEMORY);
+}
+
+#[test]
+fn control_swap_ins_done_before_swap_outs() {
+    must_fail(Fault::SwapInsFirst, MEMORY);
+}
+
+#[test]
+fn control_endpoints_of_swaps_unpinned() {
+    must_fail(Fault::SwapsUnpinned, MEMORY);
+}
+
+#[test]
+fn control_sharing_lost_in_a_swap() {
+    must_fail(Fault::SwappedApart, "sharing was lost in a swap");
 }
 
 #[test]
 fn control_shared_tail_written_in_place() {
-    must_fail(Fault::WrittenInPlace);
+    must_fail(Fault::SharedTailWritten, MEMORY);
+}
+
+#[test]
+fn control_published_tail_written_in_place() {
+    must_fail(Fault::PublishedTailWritten, MEMORY);
 }
 
 #[test]
 fn control_namespace_ignored() {
-    must_fail(Fault::NamespaceIgnored);
+    must_fail(Fault::NamespaceIgnored, MEMORY);
 }

@@ -1,6 +1,6 @@
-//! The cache's memory and the executor that runs steps over it, in order.
+//! The memory of both tiers and the executor that runs steps over it, in order.
 
-use pageloom_block_manager::{BlockCopy, BlockId, Namespace, StepId, TableId, TokenId};
+use pageloom_block_manager::{BlockId, BlockOps, Namespace, StepId, TableId, TokenId};
 
 use super::{Fault, Setup};
 
@@ -9,22 +9,27 @@ pub(crate) struct Work {
     pub(crate) seq: TableId,
     pub(crate) ns: Namespace,
     pub(crate) blocks: Vec<BlockId>,
+    /// Blocks of the sequence before the first of `blocks`, which are not read any more.
+    pub(crate) num_passed: usize,
     /// All tokens up to the step's last.
     pub(crate) tokens: Vec<TokenId>,
     /// Those from here on are computed by the step.
     pub(crate) start: usize,
+    /// Blocks written beside those at the same place, by a fault.
+    pub(crate) also_written: Vec<(usize, BlockId)>,
 }
 
 pub(crate) struct Step {
     pub(crate) id: StepId,
-    pub(crate) copies: Vec<BlockCopy>,
+    pub(crate) ops: BlockOps,
     pub(crate) works: Vec<Work>,
 }
 
 /// Shadow memory: a fingerprint for each slot instead of keys and values.
 pub(crate) struct Device {
     block_size: usize,
-    memory: Vec<u64>,
+    device: Vec<u64>,
+    host: Vec<u64>,
     fault: Fault,
     shuffle: u64,
 }
@@ -34,60 +39,108 @@ impl Device {
         let block_size = setup.config.block_size;
         Self {
             block_size,
-            memory: vec![0; setup.config.num_blocks * block_size],
+            device: vec![0; setup.config.num_blocks * block_size],
+            host: vec![0; setup.config.num_host_blocks * block_size],
             fault: setup.fault,
             shuffle: setup.shuffle_seed,
         }
     }
 
-    /// Copies, then writes the step's slots, then reads all it attends to.
+    /// Does what the manager ordered, then writes the step's slots, then reads all it attends to.
     pub(crate) fn run(&mut self, step: &Step) -> Result<(), String> {
-        if !matches!(self.fault, Fault::CopiesSkipped | Fault::CopiesLate) {
-            self.copy(&step.copies);
-        }
-        for work in &step.works {
-            let cells = fingerprints(work.ns, &work.tokens);
-            for (i, &cell) in cells.iter().enumerate().skip(work.start) {
-                let block = work.blocks[i / self.block_size].index();
-                self.memory[block * self.block_size + i % self.block_size] = cell;
+        let ops = &step.ops;
+        match self.fault {
+            Fault::CopiesSkipped | Fault::CopiesLate => {
+                self.swap_out(ops);
+                self.swap_in(ops);
+            }
+            Fault::SwapsSkipped => self.copy(ops),
+            Fault::SwapInsFirst => {
+                self.swap_in(ops);
+                self.swap_out(ops);
+                self.copy(ops);
+            }
+            Fault::CopiesFirst => {
+                self.copy(ops);
+                self.swap_out(ops);
+                self.swap_in(ops);
+            }
+            _ => {
+                self.swap_out(ops);
+                self.swap_in(ops);
+                self.copy(ops);
             }
         }
+        step.works.iter().for_each(|work| self.write(work));
         if self.fault == Fault::CopiesLate {
-            self.copy(&step.copies);
+            self.copy(ops);
         }
-        let read = |work: &Work| self.read(work.ns, &work.tokens, &work.blocks);
+        let read = |work: &Work| self.read(work.ns, &work.tokens, &work.blocks, work.num_passed);
         step.works.iter().try_for_each(read)
     }
 
-    /// Applies the copies of a step in any order, as a batched kernel does.
-    fn copy(&mut self, copies: &[BlockCopy]) {
-        let mut copies = copies.to_vec();
-        for i in (1..copies.len()).rev() {
+    fn write(&mut self, work: &Work) {
+        let cells = fingerprints(work.ns, &work.tokens);
+        for (i, &cell) in cells.iter().enumerate().skip(work.start) {
+            let place = i / self.block_size - work.num_passed;
+            let also = work.also_written.iter().filter(|also| also.0 == place);
+            for block in also.map(|also| also.1).chain([work.blocks[place]]) {
+                self.device[block.index() * self.block_size + i % self.block_size] = cell;
+            }
+        }
+    }
+
+    fn swap_out(&mut self, ops: &BlockOps) {
+        let size = self.block_size;
+        for swap in self.shuffled(&ops.swap_outs) {
+            let (src, dst) = (swap.src.index() * size, swap.dst.index() * size);
+            self.host[dst..dst + size].copy_from_slice(&self.device[src..src + size]);
+        }
+    }
+
+    fn swap_in(&mut self, ops: &BlockOps) {
+        let size = self.block_size;
+        for swap in self.shuffled(&ops.swap_ins) {
+            let (src, dst) = (swap.src.index() * size, swap.dst.index() * size);
+            self.device[dst..dst + size].copy_from_slice(&self.host[src..src + size]);
+        }
+    }
+
+    fn copy(&mut self, ops: &BlockOps) {
+        let size = self.block_size;
+        for copy in self.shuffled(&ops.copies) {
+            let (src, dst) = (copy.src.index() * size, copy.dst.index() * size);
+            self.device.copy_within(src..src + size, dst);
+        }
+    }
+
+    /// The transfers of one list in any order, as a batched kernel does them.
+    fn shuffled<T: Copy>(&mut self, transfers: &[T]) -> Vec<T> {
+        let mut transfers = transfers.to_vec();
+        for i in (1..transfers.len()).rev() {
             // xorshift64*: any order will do, but the same one for the same seed.
             self.shuffle ^= self.shuffle >> 12;
             self.shuffle ^= self.shuffle << 25;
             self.shuffle ^= self.shuffle >> 27;
             let random = self.shuffle.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33;
-            copies.swap(i, random as usize % (i + 1));
+            transfers.swap(i, random as usize % (i + 1));
         }
-        for copy in copies {
-            let start = copy.src.index() * self.block_size;
-            let dst = copy.dst.index() * self.block_size;
-            self.memory.copy_within(start..start + self.block_size, dst);
-        }
+        transfers
     }
 
-    /// Whether the slots of `tokens` hold what they must.
+    /// Whether the slots of `tokens`, but for those in the blocks passed, hold what they must.
     pub(crate) fn read(
         &self,
         ns: Namespace,
         tokens: &[TokenId],
         blocks: &[BlockId],
+        num_passed: usize,
     ) -> Result<(), String> {
         let block_size = self.block_size;
-        for (i, cell) in fingerprints(ns, tokens).into_iter().enumerate() {
-            let block = blocks[i / block_size];
-            if self.memory[block.index() * block_size + i % block_size] != cell {
+        let cells = fingerprints(ns, tokens).into_iter().enumerate();
+        for (i, cell) in cells.skip(num_passed * block_size) {
+            let block = blocks[i / block_size - num_passed];
+            if self.device[block.index() * block_size + i % block_size] != cell {
                 return Err(format!(
                     "position {i}, in block {block}, does not hold its token"
                 ));
