@@ -8,7 +8,7 @@ mod trace;
 use std::path::Path;
 use std::time::Instant;
 
-use pageloom_block_manager::Config;
+use pageloom_block_manager::{Config, Eviction};
 
 use trace::Trace;
 
@@ -42,10 +42,17 @@ struct Policy {
 
 /// What is measured beside Belady; least recently used comes first.
 fn policies() -> Vec<Policy> {
-    vec![Policy {
-        name: "LRU",
-        config: Config::default(),
-    }]
+    let policy = |name, eviction| Policy {
+        name,
+        config: Config {
+            eviction,
+            ..Config::default()
+        },
+    };
+    vec![
+        policy("LRU", Eviction::Lru),
+        policy("segmented LRU", Eviction::SegmentedLru),
+    ]
 }
 
 /// Percentages of the prompt blocks that are found.
@@ -62,7 +69,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         None => &NUM_BLOCKS,
     };
     let policies = policies();
-    println!("Share of prompt blocks found cached, in percent; below: points below Belady.");
+    println!(
+        "Share of prompt blocks found cached, in percent; below: points below Belady; gain: points \
+         above the first policy, and how much of its distance to Belady they are."
+    );
     for name in TRACES {
         let trace = read(name)?;
         let pools = sizes.iter().map(|&n| n as usize);
@@ -116,22 +126,31 @@ fn print_table(name: &str, trace: &Trace, policies: &[Policy], rows: &[Row]) {
         trace.num_blocks,
         trace.num_distinct,
     );
-    let names: String = policies
-        .iter()
-        .map(|p| format!(" {} | below |", p.name))
-        .collect();
+    let mut names = String::new();
+    for (i, policy) in policies.iter().enumerate() {
+        let gain = if i > 0 { " gain |" } else { "" };
+        names += &format!(" {} | below |{gain}", policy.name);
+    }
     println!("| pool blocks | Belady |{names}");
-    println!("|---:|---:|{}", "---:|---:|".repeat(policies.len()));
+    println!(
+        "|---:|---:|{}---:|---:|",
+        "---:|---:|---:|".repeat(policies.len() - 1)
+    );
     for row in rows {
         let size = match row.num_blocks {
             n if n == trace.num_distinct => "unlimited".to_owned(),
             n => n.to_string(),
         };
-        let rates: String = row
-            .policies
-            .iter()
-            .map(|rate| format!(" {rate:.1} | {:.1} |", row.belady - rate))
-            .collect();
+        let mut rates = String::new();
+        let first = row.policies[0];
+        for (i, rate) in row.policies.iter().enumerate() {
+            rates += &format!(" {rate:.1} | {:.1} |", row.belady - rate);
+            if i > 0 {
+                let (gain, gap) = (rate - first, row.belady - first);
+                let closed = if gap > 0.0 { 100.0 * gain / gap } else { 0.0 };
+                rates += &format!(" {gain:+.2}, {closed:.0} % |");
+            }
+        }
         println!("| {size} | {:.1} |{rates}", row.belady);
     }
 }
