@@ -10,30 +10,36 @@ use proptest::test_runner::{Config as RunnerConfig, TestRunner};
 fn op() -> impl Strategy<Value = Op> {
     let byte = any::<u8>;
     prop_oneof![
-        4 => (byte(), byte(), byte()).prop_map(|(family, len, ns)| Op::Open { family, len, ns }),
+        6 => (byte(), byte(), byte()).prop_map(|(family, len, ns)| Op::Open { family, len, ns }),
         1 => (byte(), byte(), byte()).prop_map(|(family, len, ns)| Op::OpenEmpty { family, len, ns }),
-        3 => (byte(), byte(), byte(), byte(), byte())
+        8 => (byte(), byte(), byte(), byte(), byte())
             .prop_map(|(family, len, ns, keep, extra)| Op::Admit { family, len, ns, keep, extra }),
-        12 => (byte(), byte(), byte())
+        24 => (byte(), byte(), byte())
             .prop_map(|(seq, num_tokens, token)| Op::Plan { seq, num_tokens, token }),
-        7 => Just(Op::Seal),
-        7 => Just(Op::Run),
-        6 => Just(Op::Complete),
-        4 => byte().prop_map(|seq| Op::Fork { seq }),
-        2 => (byte(), byte()).prop_map(|(seq, keep)| Op::Truncate { seq, keep }),
-        1 => (byte(), byte()).prop_map(|(seq, position)| Op::ReleaseBefore { seq, position }),
-        3 => byte().prop_map(|seq| Op::Release { seq }),
+        12 => Just(Op::Seal),
+        12 => Just(Op::Run),
+        10 => Just(Op::Complete),
+        8 => byte().prop_map(|seq| Op::Fork { seq }),
+        4 => (byte(), byte()).prop_map(|(seq, keep)| Op::Truncate { seq, keep }),
+        2 => (byte(), byte()).prop_map(|(seq, position)| Op::ReleaseBefore { seq, position }),
+        14 => byte().prop_map(|seq| Op::Release { seq }),
         3 => (byte(), byte()).prop_map(|(seq, others)| Op::SwapOut { seq, others }),
-        4 => (byte(), byte(), byte())
+        9 => (byte(), byte(), byte())
             .prop_map(|(seq, others, keep)| Op::SwapIn { seq, others, keep }),
         1 => Just(Op::Reset),
     ]
 }
 
 fn setup(fault: Fault) -> impl Strategy<Value = Setup> {
-    let sizes = (1usize..6, 1usize..25, 0usize..25);
+    let sizes = (1usize..6, 1usize..33, 0usize..25);
     let policy = prop_oneof![Just(Eviction::Lru), Just(Eviction::SegmentedLru)];
-    let config = (sizes, any::<bool>(), any::<u64>(), policy, any::<bool>());
+    let config = (
+        sizes,
+        prop::bool::weighted(0.8),
+        any::<u64>(),
+        policy,
+        any::<bool>(),
+    );
     (config, any::<bool>(), 1u64..).prop_map(move |(config, commit_early, shuffle_seed)| {
         let (
             (block_size, num_blocks, num_host_blocks),
@@ -74,7 +80,7 @@ fn cases() -> RunnerConfig {
 
 #[test]
 fn every_history_matches_the_model_and_every_read_finds_its_token() {
-    let histories = (setup(Fault::None), prop::collection::vec(op(), 1..150));
+    let histories = (setup(Fault::None), prop::collection::vec(op(), 1..300));
     let mut runner = TestRunner::new(cases());
     let result = runner.run(&histories, |(setup, ops)| {
         run(setup, &ops).map_err(TestCaseError::fail)
@@ -89,7 +95,7 @@ const MEMORY: &str = "does not hold its token";
 
 /// Breaks one rule on purpose; a harness in which the check named does not notice proves nothing.
 fn must_fail(fault: Fault, noticed_by: &str) {
-    let histories = (setup(fault), prop::collection::vec(op(), 1..150));
+    let histories = (setup(fault), prop::collection::vec(op(), 1..300));
     let config = RunnerConfig {
         failure_persistence: None,
         cases: 2_000,

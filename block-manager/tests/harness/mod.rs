@@ -231,7 +231,15 @@ impl World {
     }
 
     fn pick(&self, seq: u8) -> Option<usize> {
-        (!self.seqs.is_empty()).then(|| usize::from(seq) % self.seqs.len())
+        self.group(seq, 1, |_| true).first().copied()
+    }
+
+    /// Up to `most` sequences of which something is true, from `seq` on.
+    fn group(&self, seq: u8, most: usize, is_true: impl Fn(&Seq) -> bool) -> Vec<usize> {
+        let first = usize::from(seq) % self.seqs.len().max(1);
+        let all = (first..self.seqs.len()).chain(0..first);
+        let fit = all.filter(|&at| is_true(&self.seqs[at]));
+        fit.take(most).collect()
     }
 
     /// Blocks that hold committed tokens of a sequence.

@@ -14,8 +14,8 @@ impl World {
         // Family f shares its first f blocks with all later families.
         let branch = family as usize * self.setup.config.block_size;
         let token = |i: usize| (if i < branch { 0 } else { family }) + i as u32 % 3;
-        let prompt = (0..usize::from(len % 32)).map(token).collect();
-        (prompt, Namespace(u64::from(ns % 2)))
+        let prompt = (0..usize::from(len % 24)).map(token).collect();
+        (prompt, Namespace(u64::from(ns.is_multiple_of(4))))
     }
 
     fn given(&self, ns: Namespace) -> Namespace {
@@ -173,7 +173,8 @@ impl World {
     }
 
     pub(super) fn release_before(&mut self, seq: u8, position: u8) -> Result<(), String> {
-        let Some(at) = self.pick(seq).filter(|&at| self.seqs[at].left.is_none()) else {
+        let group = self.group(seq, 1, |seq| seq.left.is_none());
+        let Some(&at) = group.first() else {
             return Ok(());
         };
         let seq = &mut self.seqs[at];

@@ -12,13 +12,11 @@ const LOOSE: StepId = StepId(u64::MAX);
 
 impl World {
     pub(super) fn plan(&mut self, seq: u8, num_tokens: u8, token: u8) -> Result<(), String> {
-        let Some(at) = self.pick(seq) else {
+        let group = self.group(seq, 1, |seq| !seq.in_flight && seq.left.is_none());
+        let Some(&at) = group.first() else {
             return Ok(());
         };
         let seq = &mut self.seqs[at];
-        if seq.in_flight || seq.left.is_some() {
-            return Ok(());
-        }
         let mut num_tokens = usize::from(num_tokens % 12);
         if !seq.prompt.is_empty() {
             num_tokens = num_tokens.min(seq.prompt.len());

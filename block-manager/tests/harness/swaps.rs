@@ -4,21 +4,11 @@ use std::collections::BTreeMap;
 
 use pageloom_block_manager::{BlockId, OutOfBlocks, TableId};
 
-use super::{Fault, Seq, World, agree};
+use super::{Fault, World, agree};
 
 impl World {
-    /// The sequences of a group: the first from `seq` on that are where they should be.
-    fn group(&self, seq: u8, others: u8, is_there: impl Fn(&Seq) -> bool) -> Vec<usize> {
-        let Some(first) = self.pick(seq) else {
-            return Vec::new();
-        };
-        let all = (first..self.seqs.len()).chain(0..first);
-        let there = all.filter(|&at| is_there(&self.seqs[at]));
-        there.take(1 + usize::from(others % 4)).collect()
-    }
-
     pub(super) fn swap_out(&mut self, seq: u8, others: u8) -> Result<(), String> {
-        let group = self.group(seq, others, |seq| seq.left.is_none());
+        let group = self.group(seq, 1 + usize::from(others % 4), |seq| seq.left.is_none());
         if self.setup.fault != Fault::SwappedApart {
             return self.swap_out_group(&group);
         }
@@ -57,7 +47,7 @@ impl World {
     }
 
     pub(super) fn swap_in(&mut self, seq: u8, others: u8, keep: u8) -> Result<(), String> {
-        let group = self.group(seq, others, |seq| seq.left.is_some());
+        let group = self.group(seq, 1 + usize::from(others % 4), |seq| seq.left.is_some());
         let ids: Vec<TableId> = group.iter().map(|&at| self.seqs[at].id).collect();
         let keep = usize::from(keep % 5);
         let before = self.manager.stats();

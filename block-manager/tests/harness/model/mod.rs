@@ -172,8 +172,8 @@ impl Model {
         let mut hits = self.hits(tokens, ns);
         let idle = |hit: &&Place| hit.0 == Tier::Device && self.device.idle.contains(hit.1);
         let room = self.device.idle.len() - hits.iter().filter(idle).count();
-        let on_host = (0..hits.len()).filter(|&at| hits[at].0 == Tier::Host);
-        if let Some(first_too_many) = on_host.skip(room).next() {
+        let mut on_host = (0..hits.len()).filter(|&at| hits[at].0 == Tier::Host);
+        if let Some(first_too_many) = on_host.nth(room) {
             hits.truncate(first_too_many);
         }
         hits
