@@ -3,6 +3,9 @@
 use alloc::{vec, vec::Vec};
 use core::fmt;
 
+#[cfg(test)]
+mod tests;
+
 use crate::{
     BlockId, BlockManager, TableId, Tier,
     index::{Chain, PrefixIndex},
@@ -284,13 +287,14 @@ fn check_list(tier: Tier, memory: &Memory) -> Result<(), Violation> {
     let num_cached = cached.count();
     let protected = |id: &&BlockId| pool.get(**id).is_published() && pool.get(**id).reused;
     let num_protected = list.iter().filter(protected).count();
-    let (counted, most) = pool.num_protected();
+    let counted = pool.num_protected;
     count(tier, "protected", counted, num_protected)?;
-    count(tier, "protected too many", counted, counted.min(most))?;
+    let at_most = counted.min(pool.most_protected);
+    count(tier, "protected too many", counted, at_most)?;
     let pinned = blocks.iter().filter(|b| b.refs == 0 && b.pins > 0);
-    count(tier, "cached", pool.num_cached(), num_cached)?;
-    count(tier, "free", pool.num_free(), list.len() - num_cached)?;
-    count(tier, "pinned", pool.num_pinned(), pinned.count())
+    count(tier, "cached", pool.num_cached, num_cached)?;
+    count(tier, "free", pool.num_free, list.len() - num_cached)?;
+    count(tier, "pinned", pool.num_pinned, pinned.count())
 }
 
 fn check_index(tier: Tier, memory: &Memory, index: &PrefixIndex) -> Result<(), Violation> {

@@ -35,7 +35,6 @@ pub struct Config {
 #[non_exhaustive]
 pub enum Eviction {
     /// The one released longest ago.
-    #[default]
     Lru,
     /// The one released longest ago among those that no prompt found again since they were
     /// stored; an eighth of the tier at most, those found again most recently, is spared until
@@ -43,6 +42,7 @@ pub enum Eviction {
     ///
     /// One-time prompts then cannot wash out what is shared, and a workload without sharing
     /// loses at most what a pool smaller by an eighth would.
+    #[default]
     SegmentedLru,
 }
 

@@ -22,12 +22,14 @@ use crate::{
 pub(crate) struct Pool {
     /// One more than there are blocks: the last is the list's sentinel.
     blocks: Vec<Block>,
-    num_free: usize,
-    /// Protected ones included.
-    num_cached: usize,
-    num_pinned: usize,
-    num_protected: usize,
-    most_protected: usize,
+    /// Blocks that hold nothing.
+    pub(crate) num_free: usize,
+    /// Published blocks that no table holds and no transfer pins, protected ones included.
+    pub(crate) num_cached: usize,
+    /// Blocks that no table holds and a transfer pins.
+    pub(crate) num_pinned: usize,
+    pub(crate) num_protected: usize,
+    pub(crate) most_protected: usize,
     /// The sentinel if none is protected.
     first_protected: u32,
 }
@@ -52,21 +54,6 @@ impl Pool {
 
     pub(crate) fn len(&self) -> usize {
         self.blocks.len() - 1
-    }
-
-    /// Blocks that hold nothing.
-    pub(crate) fn num_free(&self) -> usize {
-        self.num_free
-    }
-
-    /// Published blocks that no table holds and no transfer pins.
-    pub(crate) fn num_cached(&self) -> usize {
-        self.num_cached
-    }
-
-    /// Blocks that no table holds and a transfer pins.
-    pub(crate) fn num_pinned(&self) -> usize {
-        self.num_pinned
     }
 
     pub(crate) fn num_available(&self) -> usize {
@@ -285,11 +272,6 @@ impl Pool {
         (self.blocks[sentinel as usize].prev == at).then_some(list)
     }
 
-    /// Protected blocks, and the most there may be.
-    pub(crate) fn num_protected(&self) -> (usize, usize) {
-        (self.num_protected, self.most_protected)
-    }
-
     /// Every block with its id.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (BlockId, &Block)> {
         let blocks = &self.blocks[..self.len()];
@@ -327,7 +309,7 @@ mod tests {
         }
         let list = pool.verified_list().unwrap();
         assert_eq!(list, [ids[3], ids[1], ids[2], ids[0]]);
-        assert_eq!((pool.num_free(), pool.num_cached()), (2, 2));
+        assert_eq!((pool.num_free, pool.num_cached), (2, 2));
     }
 
     #[test]
@@ -347,7 +329,7 @@ mod tests {
         // A third reused block takes the place of the oldest, which joins the others as newest.
         let list = pool.verified_list().unwrap();
         assert_eq!(list, [ids[0], ids[3], ids[1], ids[2]]);
-        assert_eq!(pool.num_protected(), (2, 2));
+        assert_eq!(pool.num_protected, 2);
         pool.drop_ref(ids[4]);
         pool.drop_ref(ids[5]);
         let list = pool.verified_list().unwrap();
@@ -356,7 +338,7 @@ mod tests {
         // Taking the first protected block, then the last, leaves a border that still works.
         pool.acquire(ids[2]);
         pool.acquire(ids[4]);
-        assert_eq!(pool.num_protected(), (0, 2));
+        assert_eq!(pool.num_protected, 0);
         pool.drop_ref(ids[2]);
         pool.drop_ref(ids[4]);
         let list = pool.verified_list().unwrap();
@@ -371,11 +353,11 @@ mod tests {
         pool.pin(id);
         pool.pin(id);
         pool.drop_ref(id);
-        assert_eq!((pool.front(), pool.num_pinned()), (None, 1));
+        assert_eq!((pool.front(), pool.num_pinned), (None, 1));
         pool.unpin(id);
         assert_eq!(pool.front(), None);
         pool.unpin(id);
-        assert_eq!((pool.front(), pool.num_pinned()), (Some(id), 0));
+        assert_eq!((pool.front(), pool.num_pinned), (Some(id), 0));
     }
 
     #[test]

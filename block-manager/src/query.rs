@@ -161,13 +161,13 @@ impl BlockManager {
 
 fn tier_stats(memory: &Memory) -> TierStats {
     let pool = &memory.pool;
-    let num_unreferenced = pool.num_available() + pool.num_pinned();
+    let num_unreferenced = pool.num_available() + pool.num_pinned;
     TierStats {
         num_blocks: pool.len(),
-        num_free: pool.num_free(),
-        num_cached: pool.num_cached(),
+        num_free: pool.num_free,
+        num_cached: pool.num_cached,
         num_referenced: pool.len() - num_unreferenced,
-        num_pinned: pool.num_pinned(),
+        num_pinned: pool.num_pinned,
         num_evictions: memory.num_evictions,
     }
 }

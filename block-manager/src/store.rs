@@ -354,7 +354,7 @@ impl Store {
 
     /// Frees every cached block of both tiers and returns how many there were.
     pub(crate) fn reset(&mut self) -> usize {
-        let num_cached = |memory: &Memory| memory.pool.num_cached();
+        let num_cached = |memory: &Memory| memory.pool.num_cached;
         let num_freed = num_cached(&self.device) + num_cached(&self.host);
         let published = |memory: &Memory| memory.index.as_ref().map_or(0, PrefixIndex::len);
         let clears_all = published(&self.device) + published(&self.host) == num_freed;
