@@ -70,6 +70,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn hashes_have_these_values() {
+        // From an implementation of the module's construction in another language.
+        let cases: [(u64, u64, &[TokenId], u32); 3] = [
+            (1, 9, &[1, 2, 3, 4, 5, 6, 7], 0x4170_6bd1),
+            (0, 0, &[49152, 17, 0, 2147483648], 0x7298_24d3),
+            (7, 1099511627776, &[3], 0x8cdc_8913),
+        ];
+        for (seed, state, tokens, hash) in cases {
+            assert_eq!(Hasher::new(seed).block(state, tokens), hash);
+        }
+    }
+
+    #[test]
     fn hashes_differ_by_seed_state_and_every_token() {
         for len in 1..=33u32 {
             let tokens: Vec<TokenId> = (0..len).collect();
