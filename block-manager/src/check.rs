@@ -155,8 +155,7 @@ impl BlockManager {
             table.blocks.iter().for_each(|b| refs[b.index()] += 1);
         }
         for transfer in self.store.transfers.iter() {
-            let endpoints = transfer.endpoints();
-            for (_, block) in endpoints.iter().filter(|(at, _)| *at == tier) {
+            for (_, block) in transfer.pinned().filter(|(at, _)| *at == tier) {
                 pins[block.index()] += 1;
             }
         }

@@ -33,7 +33,8 @@
 //! - **cached**: published and held by nobody; taken when no free block is left, in the order
 //!   that [`Eviction`] says.
 //! - **pinned** (not drawn): read or written by a transfer that is not completed; neither reused
-//!   nor evicted until [`complete`](BlockManager::complete), whoever holds it.
+//!   nor evicted until [`complete`](BlockManager::complete), whoever holds it. A block that is
+//!   copied to the host is free at once: in a step such copies come before everything else.
 //!
 //! One rule joins sharing and caching: *a slot may be written if and only if its block has one
 //! reference and is not published.*

@@ -70,12 +70,23 @@ pub(crate) enum Transfer {
 }
 
 impl Transfer {
-    /// The block it reads and the block it writes.
-    pub(crate) fn endpoints(self) -> [(Tier, BlockId); 2] {
+    /// The blocks that must not be reused before it is done: what it writes, and what it reads,
+    /// but for the source of an `Out`. Those come first in a step, before anything writes to the
+    /// device, so what is swapped out makes room in the very same step.
+    pub(crate) fn pinned(self) -> impl Iterator<Item = (Tier, BlockId)> {
+        let (src, dst) = match self {
+            Self::Out { dst, .. } => (None, (Tier::Host, dst)),
+            Self::In { src, dst } => (Some((Tier::Host, src)), (Tier::Device, dst)),
+            Self::Copy { src, dst } => (Some((Tier::Device, src)), (Tier::Device, dst)),
+        };
+        src.into_iter().chain([dst])
+    }
+
+    /// The block of the device that it fills, if it does.
+    pub(crate) fn fills(self) -> Option<BlockId> {
         match self {
-            Self::Out { src, dst } => [(Tier::Device, src), (Tier::Host, dst)],
-            Self::In { src, dst } => [(Tier::Host, src), (Tier::Device, dst)],
-            Self::Copy { src, dst } => [(Tier::Device, src), (Tier::Device, dst)],
+            Self::Out { .. } => None,
+            Self::In { dst, .. } | Self::Copy { dst, .. } => Some(dst),
         }
     }
 }
@@ -86,7 +97,7 @@ struct Step {
     transfers: Vec<Transfer>,
 }
 
-/// Transfers ordered and not completed. Each pins its source and its destination.
+/// Transfers ordered and not completed, which pin blocks.
 #[derive(Debug, Default)]
 pub(crate) struct TransferLog {
     unsealed: Vec<Transfer>,
@@ -151,7 +162,7 @@ impl TransferLog {
         self.spare.push(transfers);
     }
 
-    /// Every transfer that pins its endpoints.
+    /// Every transfer that pins blocks.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Transfer> {
         let in_flight = self.in_flight.iter().flat_map(|step| &step.transfers);
         self.unsealed.iter().chain(in_flight)

@@ -319,24 +319,22 @@ impl Store {
         Some(self.transfers.unsealed()[place])
     }
 
-    /// Orders a transfer between blocks that are held, and pins both.
+    /// Orders a transfer between blocks that are held, and pins them.
     fn order(&mut self, transfer: Transfer) {
         let place = self.transfers.push(transfer);
-        let endpoints = transfer.endpoints();
-        for (tier, block) in endpoints {
+        for (tier, block) in transfer.pinned() {
             self.memory_mut(tier).pool.pin(block);
         }
-        if let (Tier::Device, dst) = endpoints[1] {
-            self.device.pool.set_unsealed_write(dst, Some(place));
+        if let Some(block) = transfer.fills() {
+            self.device.pool.set_unsealed_write(block, Some(place));
         }
     }
 
     #[track_caller]
     pub(crate) fn seal_into(&mut self, step: StepId, ops: &mut BlockOps) {
-        for transfer in self.transfers.unsealed() {
-            if let (Tier::Device, dst) = transfer.endpoints()[1] {
-                self.device.pool.set_unsealed_write(dst, None);
-            }
+        let filled = self.transfers.unsealed().iter().filter_map(|t| t.fills());
+        for block in filled {
+            self.device.pool.set_unsealed_write(block, None);
         }
         self.transfers.seal_into(step, ops);
     }
@@ -345,7 +343,7 @@ impl Store {
     pub(crate) fn complete(&mut self, step: StepId) {
         let transfers = self.transfers.complete(step);
         for transfer in &transfers {
-            for (tier, block) in transfer.endpoints() {
+            for (tier, block) in transfer.pinned() {
                 self.memory_mut(tier).pool.unpin(block);
             }
         }

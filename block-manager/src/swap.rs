@@ -102,7 +102,7 @@ impl Store {
 }
 
 impl BlockManager {
-    /// Moves the tables of a group to the host, and frees their blocks on the device.
+    /// Moves the tables of a group to the host, and frees their blocks on the device at once.
     ///
     /// Tables that share blocks still share them there, and a published block that is on the
     /// host already is not copied again. Reserved slots are given up. Blocks that tables outside

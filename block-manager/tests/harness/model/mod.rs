@@ -51,13 +51,20 @@ pub(crate) struct Model {
     host: Memory,
     next_number: u64,
     unsealed: Vec<Transfer>,
-    /// The endpoints that each step sealed and not completed pins.
+    /// What each step sealed and not completed pins.
     steps: Vec<(StepId, VecDeque<Place>)>,
     counters: Counters,
 }
 
-fn endpoints(transfers: &[Transfer]) -> impl Iterator<Item = Place> {
-    transfers.iter().flat_map(|t| [t.src, t.dst])
+/// Both ends of each transfer, but for what is copied to the host, which is done before anything
+/// else of a step.
+fn pinned(transfers: &[Transfer]) -> impl Iterator<Item = Place> {
+    let goes_out = |t: &Transfer| (t.src.0, t.dst.0) == (Tier::Device, Tier::Host);
+    let ends = move |t: &Transfer| match goes_out(t) {
+        true => vec![t.dst],
+        false => vec![t.src, t.dst],
+    };
+    transfers.iter().flat_map(ends)
 }
 
 impl Model {
@@ -105,7 +112,7 @@ impl Model {
 
     fn pins(&self, place: Place) -> usize {
         let sealed = self.steps.iter().flat_map(|(_, pinned)| pinned.iter());
-        let pinned = sealed.copied().chain(endpoints(&self.unsealed));
+        let pinned = sealed.copied().chain(pinned(&self.unsealed));
         pinned.filter(|&pin| pin == place).count()
     }
 

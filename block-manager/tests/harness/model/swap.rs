@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pageloom_block_manager::{BlockOps, OutOfBlocks, StepId, TableId, Tier};
 
-use super::{Model, Place, endpoints};
+use super::{Model, Place, pinned};
 
 /// A block that moves, and the block of the other tier that holds the same already.
 type Move = (usize, Option<usize>);
@@ -150,7 +150,7 @@ impl Model {
                 "transfers: the model says {model:?}, the manager {real:?}"
             ));
         }
-        self.steps.push((step, endpoints(&ordered).collect()));
+        self.steps.push((step, pinned(&ordered).collect()));
         Ok(())
     }
 }
