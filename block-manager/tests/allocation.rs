@@ -145,6 +145,33 @@ fn a_block_costs_at_most_64_bytes_besides_its_tokens() {
 }
 
 #[test]
+fn what_released_tables_leave_behind_is_bounded() {
+    let mut m = BlockManager::new(Config {
+        num_blocks: 4000,
+        block_size: 1,
+        prefix_caching: false,
+        ..Config::default()
+    })
+    .expect("a valid configuration");
+    let (parent, _) = m.open(&[], Namespace(0));
+    m.reserve(parent, 1000).expect("room");
+    m.commit(parent, &[7; 1000]);
+    // Room for the tables themselves, which stays.
+    let short: Vec<_> = (0..8).map(|_| m.open(&[], Namespace(0)).0).collect();
+    short.into_iter().for_each(|t| m.release(t));
+
+    let before = BYTES.get();
+    let mut forks: Vec<_> = (0..8).map(|_| m.fork(parent)).collect();
+    forks.drain(..4).for_each(|t| m.release(t));
+    let again = m.fork(parent);
+    m.release(again);
+    forks.into_iter().for_each(|t| m.release(t));
+    let kept = BYTES.get() - before;
+    // Lists for as many blocks as there are, at 4 bytes a block, and the list of those lists.
+    assert!((12_000..17_000).contains(&kept), "{kept} bytes are kept");
+}
+
+#[test]
 fn ten_million_blocks_work() {
     let num_blocks = 10_000_000;
     let mut m = BlockManager::new(Config {

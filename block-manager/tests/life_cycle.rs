@@ -447,6 +447,16 @@ mod wrong_use_panics {
     }
 
     #[test]
+    #[should_panic(expected = "is not open")]
+    fn changing_a_table_through_a_stale_id_whose_place_another_has() {
+        let mut m = manager(4, 4);
+        let (a, _) = m.open(&[], NS);
+        m.release(a);
+        m.open(&[], NS);
+        m.truncate(a, 0);
+    }
+
+    #[test]
     #[should_panic(expected = "commit of 3 tokens")]
     fn commit_past_the_reservation() {
         let mut m = manager(4, 4);

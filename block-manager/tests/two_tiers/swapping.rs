@@ -164,3 +164,20 @@ fn without_prefix_caching_a_swap_still_keeps_what_is_shared() {
     assert_eq!(step(&mut m).swap_ins.len(), 3);
     assert_eq!(m.blocks(a), m.blocks(b));
 }
+
+#[test]
+fn what_is_swapped_out_makes_room_in_the_same_step() {
+    let mut m = manager(3, 6);
+    let (a, _) = prefill(&mut m, &tokens(0..10), NS);
+    m.swap_out(&[a]).unwrap();
+    step(&mut m);
+    m.reset_prefix_cache();
+    let (b, _) = prefill(&mut m, &tokens(100..110), NS);
+    let before = m.blocks(b).to_vec();
+    m.swap_out(&[b]).unwrap();
+    m.swap_in(&[a], 0).unwrap();
+    let ops = step(&mut m);
+    assert_eq!((ops.swap_outs.len(), ops.swap_ins.len()), (3, 3));
+    assert!(m.blocks(a).iter().all(|block| before.contains(block)));
+    assert_eq!(m.stats().device.num_referenced, 3);
+}
