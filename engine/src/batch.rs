@@ -14,14 +14,7 @@ pub(crate) fn fill(
     scheduler: &Scheduler,
     states: &[Option<SequenceState>],
 ) {
-    batch.clear();
-    batch.row_offsets.push(0);
-    batch.table_offsets.push(0);
-    batch.step = plan.step.0;
-    let copies = plan.ops.copies.iter();
-    batch
-        .copies
-        .extend(copies.map(|copy| (u32::from(copy.src), u32::from(copy.dst))));
+    fill_transfers(batch, plan);
     let block_size = scheduler.block_manager().config().block_size;
     for planned in &plan.seqs {
         let state = states[planned.id.index()].as_ref();
@@ -29,6 +22,26 @@ pub(crate) fn fill(
         add_tokens(batch, planned, scheduler, block_size);
         add_outputs(batch, planned, scheduler, state);
     }
+}
+
+/// Fills `batch` with what `plan` moves, and no sequence.
+pub(crate) fn fill_transfers(batch: &mut Batch, plan: &StepPlan) {
+    batch.clear();
+    batch.row_offsets.push(0);
+    batch.table_offsets.push(0);
+    batch.step = plan.step.0;
+    let outs = plan.ops.swap_outs.iter();
+    batch
+        .swap_outs
+        .extend(outs.map(|out| (u32::from(out.src), u32::from(out.dst))));
+    let ins = plan.ops.swap_ins.iter();
+    batch
+        .swap_ins
+        .extend(ins.map(|swap| (u32::from(swap.src), u32::from(swap.dst))));
+    let copies = plan.ops.copies.iter();
+    batch
+        .copies
+        .extend(copies.map(|copy| (u32::from(copy.src), u32::from(copy.dst))));
 }
 
 fn add_tokens(batch: &mut Batch, planned: &PlannedSeq, scheduler: &Scheduler, block_size: usize) {

@@ -41,6 +41,8 @@ pub struct Engine {
     /// Its number and how many rows its output must have.
     pub(crate) expected: (u64, usize),
     pub(crate) num_failed_steps_in_row: usize,
+    /// The transfers of a step that could not be submitted, to be done before any other step.
+    pub(crate) owed: Batch,
     /// Buffers kept from step to step.
     pub(crate) batch: Batch,
     pub(crate) results: Vec<SeqResult>,
@@ -57,7 +59,8 @@ pub(crate) struct RequestState {
 }
 
 impl Engine {
-    /// Makes an idle engine. `executor` must have a cache of `config.num_blocks` blocks.
+    /// Makes an idle engine. `executor` must have a cache of `config.num_blocks` blocks
+    /// and a host tier of `config.num_host_blocks`.
     ///
     /// # Errors
     /// Those of [`EngineConfig::validate`].
@@ -83,6 +86,7 @@ impl Engine {
             in_flight: false,
             expected: (0, 0),
             num_failed_steps_in_row: 0,
+            owed: Batch::default(),
             batch: Batch::default(),
             results: Vec::new(),
             seq_events: Vec::new(),
@@ -144,11 +148,7 @@ impl Engine {
 
     /// Aborts every request.
     pub fn abort_all(&mut self, now: Duration) {
-        let mut ids: Vec<_> = self.requests.keys().copied().collect();
-        ids.sort();
-        for id in ids {
-            self.abort(id, now);
-        }
+        self.end_all(&FinishReason::Abort, now);
     }
 
     /// Whether any request is unfinished.
@@ -244,6 +244,15 @@ impl Engine {
             if request.alive.is_empty() {
                 self.requests.remove(&state.request);
             }
+        }
+    }
+
+    /// Ends every request, in order of arrival.
+    pub(crate) fn end_all(&mut self, reason: &FinishReason, now: Duration) {
+        let mut ids: Vec<_> = self.requests.keys().copied().collect();
+        ids.sort();
+        for id in ids {
+            self.end_request(id, reason, now);
         }
     }
 

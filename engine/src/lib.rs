@@ -30,7 +30,9 @@
 //!
 //! - A row that cannot be sampled ends its sequence with [`FinishReason::Error`].
 //! - A step that fails as a whole, or a panic of the executor, ends the sequences of that step.
-//!   Their blocks were not published, so nothing of it is ever read; all others go on.
+//!   Their blocks were not published, so nothing of it is ever read; all others go on. Blocks the
+//!   step was to swap or copy are moved in spite of it, by the executor or, if the step could not
+//!   be submitted, before the next one; if that fails too, every request ends.
 //! - Several failed steps in a row, or work without progress for
 //!   [`EngineConfig::stall_timeout`], and the engine [is not
 //!   healthy](AsyncEngine::is_healthy); it recovers when a step succeeds.

@@ -16,6 +16,10 @@ impl Engine {
     /// A step that fails ends the sequences that were part of it with [`FinishReason::Error`];
     /// all others go on, and so does the engine. The same holds when the executor panics.
     ///
+    /// If the step could not even be submitted, the blocks it was to move are moved by the next
+    /// call, before anything else: others rely on them. If that fails too, every request ends
+    /// with [`FinishReason::Error`], and the call after the next request tries again.
+    ///
     /// # Errors
     /// [`EngineError::Stalled`], a bug.
     pub fn step(&mut self, now: Duration) -> Result<bool, EngineError> {
@@ -36,10 +40,17 @@ impl Engine {
     /// If a step was begun and not ended.
     pub fn begin_step(&mut self, now: Duration) -> Result<bool, EngineError> {
         assert!(!self.in_flight, "a step was begun and not ended");
+        if !self.scheduler.has_work() {
+            return Ok(false);
+        }
+        if self.owed.has_transfers()
+            && let Err(error) = self.do_owed_transfers()
+        {
+            self.count_failed_step();
+            self.end_all(&FinishReason::Error(error.to_string()), now);
+            return Ok(true);
+        }
         let Some(plan) = self.scheduler.schedule() else {
-            if !self.scheduler.has_work() {
-                return Ok(false);
-            }
             let stats = self.scheduler.stats();
             return Err(EngineError::Stalled {
                 num_waiting: stats.num_waiting,
@@ -58,9 +69,26 @@ impl Engine {
         self.expected = (batch.step, batch.outputs.len());
         self.in_flight = true;
         if let Err(error) = guarded(|| self.executor.submit(batch)) {
+            let plan = self.scheduler.plan().expect("a step is in flight");
+            batch::fill_transfers(&mut self.owed, plan);
             self.fail_step(&error, now);
         }
         Ok(true)
+    }
+
+    /// Does the transfers of a step that could not be submitted.
+    ///
+    /// Later steps rely on them, and so may a later one's transfers: nothing is planned before
+    /// they are done, so that never more than one step's are owed, and the order is kept.
+    fn do_owed_transfers(&mut self) -> Result<(), ExecutorError> {
+        self.expected = (self.owed.step, 0);
+        let batch = self.owed.clone();
+        guarded(|| self.executor.submit(batch))?;
+        // Done, whatever comes: the executor's contract.
+        self.owed.clear();
+        guarded(|| self.executor.wait())
+            .and_then(|done| self.checked(done))
+            .map(drop)
     }
 
     /// The second half: waits for the executor and takes in what it computed. `now` is asked for
@@ -109,11 +137,15 @@ impl Engine {
         self.report(step, now);
     }
 
+    fn count_failed_step(&mut self) {
+        self.stats.num_failed_steps += 1;
+        self.num_failed_steps_in_row += 1;
+    }
+
     /// Ends every sequence of the step in flight.
     fn fail_step(&mut self, error: &ExecutorError, now: Duration) {
         self.in_flight = false;
-        self.stats.num_failed_steps += 1;
-        self.num_failed_steps_in_row += 1;
+        self.count_failed_step();
         let plan = self.scheduler.plan().expect("a step is in flight");
         let step = plan.step;
         self.results.clear();

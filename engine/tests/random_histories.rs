@@ -70,6 +70,7 @@ prop_compose! {
     fn configs()(
         block_size in 1..6usize,
         slots in 70..200usize,
+        host_slots in prop_oneof![Just(0), 1..300usize],
         max_num_seqs in 1..9usize,
         extra_budget in 0..40usize,
         long_prefill_token_threshold in 0..9usize,
@@ -78,6 +79,7 @@ prop_compose! {
         EngineConfig {
             block_size,
             num_blocks: slots.div_ceil(block_size),
+            num_host_blocks: host_slots / block_size,
             max_num_seqs,
             max_num_batched_tokens: max_num_seqs + extra_budget,
             long_prefill_token_threshold,
