@@ -56,8 +56,11 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod blocks;
 mod config;
+mod cost;
 mod error;
+mod group;
 mod plan;
 mod queue;
 mod report;
@@ -66,7 +69,8 @@ mod scheduler;
 mod sequence;
 mod stats;
 
-pub use config::Config;
+pub use config::{Config, SchedulingPolicy};
+pub use cost::{PreemptionMode, StepTimes};
 pub use error::{AdmissionError, ConfigError};
 pub use plan::{EndReason, PlannedSeq, SeqEvent, SeqResult, StepPlan};
 pub use scheduler::Scheduler;

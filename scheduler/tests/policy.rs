@@ -1,9 +1,13 @@
 //! Who is served when, claim by claim.
 
+use std::time::Duration;
+
 use pageloom_scheduler::{
     AdmissionError, BlockManager, Config, EndReason, NewSequence, Scheduler, SeqEvent, SeqId,
     SeqResult,
 };
+
+const NOW: Duration = Duration::ZERO;
 
 /// A pool of `num_blocks` blocks of 4 tokens, without a watermark.
 fn scheduler(num_blocks: usize, config: Config) -> Scheduler {
@@ -69,8 +73,8 @@ fn a_long_prompt_is_computed_in_chunks_beside_decodes() {
             ..Config::default()
         },
     );
-    let short = s.add(seq(0..3, 20)).unwrap();
-    let long = s.add(seq(100..125, 2)).unwrap();
+    let short = s.add(seq(0..3, 20), NOW).unwrap();
+    let long = s.add(seq(100..125, 2), NOW).unwrap();
     assert_eq!(step(&mut s).0, [(short, 3), (long, 7)]);
     assert_eq!(step(&mut s).0, [(short, 1), (long, 9)]);
     let (planned, events) = step(&mut s);
@@ -90,8 +94,8 @@ fn the_threshold_leaves_room_for_others_beside_a_long_prompt() {
             ..Config::default()
         },
     );
-    let long = s.add(seq(100..130, 2)).unwrap();
-    let short = s.add(seq(0..3, 2)).unwrap();
+    let long = s.add(seq(100..130, 2), NOW).unwrap();
+    let short = s.add(seq(0..3, 2), NOW).unwrap();
     assert_eq!(step(&mut s).0, [(long, 6), (short, 3)]);
     assert_eq!(step(&mut s).0, [(short, 1), (long, 6)]);
 }
@@ -99,14 +103,14 @@ fn the_threshold_leaves_room_for_others_beside_a_long_prompt() {
 #[test]
 fn the_last_arrived_is_preempted_and_comes_back_before_newer_ones() {
     let mut s = scheduler(4, Config::default());
-    let first = s.add(seq(0..7, 6)).unwrap();
-    let second = s.add(seq(20..27, 6)).unwrap();
+    let first = s.add(seq(0..7, 6), NOW).unwrap();
+    let second = s.add(seq(20..27, 6), NOW).unwrap();
     step(&mut s);
-    let third = s.add(seq(40..41, 1)).unwrap();
+    let third = s.add(seq(40..41, 1), NOW).unwrap();
     // Both have 8 tokens in their two blocks; the ninth needs a block that is not there.
     assert_eq!(step(&mut s).0, [(first, 1), (second, 1)]);
     assert_eq!(step(&mut s).0, [(first, 1)]);
-    assert_eq!(s.stats().num_preemptions, 1);
+    assert_eq!(s.stats().num_preemptions_by_recompute, 1);
     assert_eq!(s.blocks(second), None);
     assert_eq!(s.tokens(second).unwrap().len(), 9, "its output is kept");
     // There is a block for the third, but the second is before it.
@@ -126,10 +130,10 @@ fn the_last_arrived_is_preempted_and_comes_back_before_newer_ones() {
 #[test]
 fn nobody_overtakes_a_head_that_does_not_fit() {
     let mut s = scheduler(4, Config::default());
-    let running = s.add(seq(0..8, 2)).unwrap();
+    let running = s.add(seq(0..8, 2), NOW).unwrap();
     assert_eq!(step(&mut s).0, [(running, 8)]);
-    let large = s.add(seq(20..34, 2)).unwrap();
-    let small = s.add(seq(40..42, 2)).unwrap();
+    let large = s.add(seq(20..34, 2), NOW).unwrap();
+    let small = s.add(seq(40..42, 2), NOW).unwrap();
     assert_eq!(step(&mut s).0, [(running, 1)]);
     assert_eq!(step(&mut s).0, [(large, 14)]);
     assert!(s.blocks(small).is_none());
@@ -150,8 +154,8 @@ fn the_watermark_is_left_free_but_never_blocks_a_lone_sequence() {
         .unwrap(),
     )
     .unwrap();
-    let first = s.add(seq(0..8, 2)).unwrap();
-    let second = s.add(seq(20..36, 2)).unwrap();
+    let first = s.add(seq(0..8, 2), NOW).unwrap();
+    let second = s.add(seq(20..36, 2), NOW).unwrap();
     assert_eq!(step(&mut s).0, [(first, 8)]);
     assert_eq!(step(&mut s).0, [(first, 1)]);
     assert_eq!(step(&mut s).0, [(second, 16)]);
@@ -160,23 +164,23 @@ fn the_watermark_is_left_free_but_never_blocks_a_lone_sequence() {
 #[test]
 fn what_can_never_fit_is_refused_at_the_door() {
     let mut s = scheduler(4, Config::default());
-    s.add(seq(0..10, 7)).unwrap();
+    s.add(seq(0..10, 7), NOW).unwrap();
     assert_eq!(
-        s.add(seq(0..10, 8)),
+        s.add(seq(0..10, 8), NOW),
         Err(AdmissionError::NeverFits {
             needed_blocks: 5,
             num_blocks: 4
         })
     );
     assert_eq!(
-        s.add(seq(0..10, usize::MAX)),
+        s.add(seq(0..10, usize::MAX), NOW),
         Err(AdmissionError::TooLong {
             num_prompt_tokens: 10,
             max_tokens: usize::MAX,
             max_model_len: 8192
         })
     );
-    assert_eq!(s.add(seq(0..0, 8)), Err(AdmissionError::EmptyPrompt));
+    assert_eq!(s.add(seq(0..0, 8), NOW), Err(AdmissionError::EmptyPrompt));
 }
 
 #[test]
@@ -189,8 +193,8 @@ fn the_queue_is_capped_by_count_and_by_tokens() {
             ..Config::default()
         },
     );
-    s.add(seq(0..4, 4)).unwrap();
-    let full = s.add(seq(0..7, 4)).unwrap_err();
+    s.add(seq(0..4, 4), NOW).unwrap();
+    let full = s.add(seq(0..7, 4), NOW).unwrap_err();
     assert!(matches!(
         full,
         AdmissionError::QueueFull {
@@ -198,46 +202,17 @@ fn the_queue_is_capped_by_count_and_by_tokens() {
             ..
         }
     ));
-    let second = s.add(seq(0..4, 4)).unwrap();
-    let full = s.add(seq(0..1, 4)).unwrap_err();
+    let second = s.add(seq(0..4, 4), NOW).unwrap();
+    let full = s.add(seq(0..1, 4), NOW).unwrap_err();
     assert!(matches!(
         full,
         AdmissionError::QueueFull { num_queued: 2, .. }
     ));
     // What leaves, one way or the other, makes room.
     assert!(s.finish(second));
-    s.add(seq(0..1, 4)).unwrap();
+    s.add(seq(0..1, 4), NOW).unwrap();
     step(&mut s);
-    s.add(seq(0..7, 4)).unwrap();
-}
-
-#[test]
-fn a_follower_takes_the_prompt_from_the_cache() {
-    let mut s = scheduler(64, Config::default());
-    let leader = s.add(seq(0..17, 3)).unwrap();
-    let follower = s
-        .add(NewSequence {
-            follows: Some(leader),
-            ..seq(0..17, 3)
-        })
-        .unwrap();
-    let other = s.add(seq(50..53, 3)).unwrap();
-    assert_eq!(step(&mut s).0, [(leader, 17), (other, 3)]);
-    assert_eq!(step(&mut s).0, [(leader, 1), (other, 1), (follower, 1)]);
-}
-
-#[test]
-fn a_follower_goes_on_when_its_leader_leaves() {
-    let mut s = scheduler(64, Config::default());
-    let leader = s.add(seq(0..17, 3)).unwrap();
-    let follower = s
-        .add(NewSequence {
-            follows: Some(leader),
-            ..seq(0..17, 3)
-        })
-        .unwrap();
-    assert!(s.finish(leader));
-    assert_eq!(step(&mut s).0, [(follower, 17)]);
+    s.add(seq(0..7, 4), NOW).unwrap();
 }
 
 #[test]
@@ -250,14 +225,14 @@ fn a_scored_prompt_ignores_the_cache_until_all_scores_are_out() {
             ..Config::default()
         },
     );
-    s.add(seq(0..12, 1)).unwrap();
+    s.add(seq(0..12, 1), NOW).unwrap();
     step(&mut s);
     step(&mut s);
     let scored = NewSequence {
         score_prompt: true,
         ..seq(0..12, 2)
     };
-    s.add(scored).unwrap();
+    s.add(scored, NOW).unwrap();
     let plan = s.schedule().unwrap();
     assert_eq!(
         (plan.seqs[0].positions.clone(), plan.seqs[0].scores.clone()),
@@ -277,7 +252,7 @@ fn a_scored_prompt_ignores_the_cache_until_all_scores_are_out() {
 #[test]
 fn max_tokens_zero_computes_the_prompt_and_draws_nothing() {
     let mut s = scheduler(64, Config::default());
-    let id = s.add(seq(0..5, 0)).unwrap();
+    let id = s.add(seq(0..5, 0), NOW).unwrap();
     let (_, events) = step(&mut s);
     assert_eq!(
         events,
@@ -298,7 +273,7 @@ fn max_tokens_zero_computes_the_prompt_and_draws_nothing() {
 #[test]
 fn an_end_in_flight_holds_the_blocks_until_the_step_is_reported() {
     let mut s = scheduler(64, Config::default());
-    let id = s.add(seq(0..5, 9)).unwrap();
+    let id = s.add(seq(0..5, 9), NOW).unwrap();
     let step = s.schedule().unwrap().step;
     assert!(s.finish(id));
     assert!(!s.finish(id), "it has ended for everybody else");
@@ -313,8 +288,8 @@ fn an_end_in_flight_holds_the_blocks_until_the_step_is_reported() {
 #[test]
 fn a_failure_ends_one_sequence_only() {
     let mut s = scheduler(64, Config::default());
-    let bad = s.add(seq(0..5, 9)).unwrap();
-    let good = s.add(seq(20..25, 9)).unwrap();
+    let bad = s.add(seq(0..5, 9), NOW).unwrap();
+    let good = s.add(seq(20..25, 9), NOW).unwrap();
     let step_id = s.schedule().unwrap().step;
     let mut events = Vec::new();
     s.update(
@@ -330,7 +305,7 @@ fn a_failure_ends_one_sequence_only() {
 fn steps_do_not_allocate_once_everybody_runs() {
     let mut s = scheduler(4096, Config::default());
     for i in 0..64 {
-        s.add(seq(i * 100..i * 100 + 20, 230)).unwrap();
+        s.add(seq(i * 100..i * 100 + 20, 230), NOW).unwrap();
     }
     let mut results = Vec::with_capacity(64);
     let mut events = Vec::with_capacity(256);
