@@ -68,12 +68,13 @@ impl Pool {
         needed: usize,
         keep: usize,
     ) -> Result<(), OutOfBlocks> {
-        let available = self.num_available().saturating_sub(keep);
-        if needed > available {
+        let available = self.num_available();
+        // Where nothing is needed, too, `keep` must be there.
+        if needed > available || keep > available - needed {
             return Err(OutOfBlocks {
                 tier,
                 needed,
-                available,
+                available: available.saturating_sub(keep),
             });
         }
         Ok(())

@@ -63,3 +63,21 @@ fn swapping_in_leaves_as_many_blocks_as_it_is_told() {
     assert_eq!(m.num_available_blocks(), 1);
     m.check().unwrap();
 }
+
+#[test]
+fn what_needs_no_block_still_leaves_as_many_as_it_is_told() {
+    let mut m = manager(4, 4);
+    let (a, _) = prefill(&mut m, &tokens(0..12), NS);
+    let b = m.fork(a);
+    m.swap_out(&[b]).unwrap();
+    step(&mut m);
+    let error = OutOfBlocks {
+        tier: Tier::Device,
+        needed: 0,
+        available: 0,
+    };
+    // All of its blocks are on the device already, and one is available.
+    assert_eq!(m.swap_in(&[b], 2), Err(error));
+    m.swap_in(&[b], 1).unwrap();
+    assert_eq!(m.num_available_blocks(), 1);
+}

@@ -119,14 +119,14 @@ impl Memory {
     }
 
     pub(super) fn check_available(&self, needed: usize, keep: usize) -> Result<(), OutOfBlocks> {
-        let available = self.idle.len().saturating_sub(keep);
-        if needed <= available {
+        let available = self.idle.len();
+        if needed + keep <= available {
             return Ok(());
         }
         Err(OutOfBlocks {
             tier: self.tier,
             needed,
-            available,
+            available: available.saturating_sub(keep),
         })
     }
 
