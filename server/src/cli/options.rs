@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use pageloom_model_runner::{KvDtype, WeightDtype};
 
-use crate::memory_plan::parse_bytes;
+use crate::bytes::{parse_bytes, parse_gib};
 use crate::model::DEFAULT_MODEL;
 
 const MODEL_HELP: &str = "GGUF file, folder of safetensors, hub id \
@@ -52,6 +52,12 @@ pub struct CacheOptions {
     /// more than --max-num-seqs sequences of full length need]
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     pub kv_cache_memory_bytes: Option<u64>,
+    /// Memory behind the KV cache, in GiB, that preempted sequences are swapped to and evicted
+    /// blocks kept in; 0 for none
+    // In bytes here.
+    #[arg(long, default_value = "0", value_parser = parse_gib, value_name = "GIB")]
+    #[arg(allow_negative_numbers = true)]
+    pub swap_space: u64,
     /// Most sequences computed at once [default: 256]
     #[arg(long)]
     pub max_num_seqs: Option<usize>,
