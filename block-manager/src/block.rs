@@ -73,10 +73,11 @@ impl Block {
         self.serial = 0;
     }
 
-    /// The place of the unsealed transfer that fills the block, if one does.
+    /// The place of the unsealed transfer that fills the block, which is held, if one does.
     #[inline]
     pub(crate) fn unsealed_write(&self) -> Option<usize> {
-        (self.pins > 0 && self.next != NONE).then_some(self.next as usize)
+        debug_assert!(!self.is_available(), "linked: `next` means something else");
+        (self.next != NONE).then_some(self.next as usize)
     }
 
     /// The rule that joins sharing and caching.
