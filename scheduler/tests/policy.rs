@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pageloom_scheduler::{
-    AdmissionError, BlockManager, Config, EndReason, NewSequence, Scheduler, SeqEvent, SeqId,
-    SeqResult,
+    AdmissionError, BlockManager, Config, EndReason, NewSequence, PreemptionMode, Scheduler,
+    SchedulingPolicy, SeqEvent, SeqId, SeqResult,
 };
 
 const NOW: Duration = Duration::ZERO;
@@ -327,4 +327,167 @@ fn steps_do_not_allocate_once_everybody_runs() {
         }
     });
     assert_eq!(counted.count_total, 0, "allocations in 100 steps");
+}
+
+fn group(num_seqs: usize, lockstep: bool, prompt: std::ops::Range<u32>) -> NewSequence {
+    NewSequence {
+        num_seqs,
+        lockstep,
+        ..seq(prompt, 20)
+    }
+}
+
+#[test]
+fn forks_share_the_prompt_and_copy_only_its_tail() {
+    let mut s = scheduler(64, Config::default());
+    let parent = s.add(group(3, false, 0..10), NOW).unwrap();
+    step(&mut s);
+    let forks = [s.fork(parent, 8).unwrap(), s.fork(parent, 9).unwrap()];
+    assert_eq!(s.block_manager().stats().device.num_referenced, 3);
+    assert_eq!(s.tokens(forks[1]).unwrap()[10], 9);
+    let (planned, _) = step(&mut s);
+    assert_eq!(planned, [(parent, 1), (forks[0], 1), (forks[1], 1)]);
+    let stats = s.block_manager().stats();
+    assert_eq!((stats.device.num_referenced, stats.num_copies), (5, 2));
+}
+
+#[test]
+fn a_group_keeps_seats_for_the_forks_to_come() {
+    let config = Config {
+        max_num_seqs: 3,
+        ..Config::default()
+    };
+    let mut s = scheduler(64, config);
+    s.add(group(2, false, 0..4), NOW).unwrap();
+    let pair = s.add(group(2, false, 10..14), NOW).unwrap();
+    let single = s.add(seq(20..24, 2), NOW).unwrap();
+    let (planned, _) = step(&mut s);
+    assert_eq!(planned.len(), 1, "neither the pair nor what is behind it");
+    assert!(s.blocks(pair).is_none() && s.blocks(single).is_none());
+}
+
+/// Two groups of two whose pool is too small for both; the second is preempted.
+fn crowded(config: Config, num_host_blocks: usize) -> (Scheduler, Vec<SeqId>) {
+    let blocks = BlockManager::new(pageloom_block_manager::Config {
+        block_size: 4,
+        num_blocks: 14,
+        num_host_blocks,
+        ..Default::default()
+    });
+    let config = Config {
+        watermark: 0.0,
+        ..config
+    };
+    let mut s = Scheduler::new(config, blocks.unwrap()).unwrap();
+    let mut ids = Vec::new();
+    for start in [0, 100] {
+        let group = NewSequence {
+            num_seqs: 2,
+            ..seq(start..start + 10, 14)
+        };
+        ids.push(s.add(group, NOW).unwrap());
+    }
+    step(&mut s);
+    for i in 0..2 {
+        ids.push(s.fork(ids[i], 50).unwrap());
+    }
+    while s.stats().num_waiting == 0 {
+        step(&mut s);
+    }
+    (s, ids)
+}
+
+#[test]
+fn a_swapped_group_comes_back_with_what_it_had() {
+    let config = Config {
+        preemption_mode: PreemptionMode::Swap,
+        ..Config::default()
+    };
+    let (mut s, ids) = crowded(config, 16);
+    let stats = s.stats();
+    assert_eq!((stats.num_preemptions_by_swap, stats.num_waiting), (1, 2));
+    assert!(s.blocks(ids[1]).is_none() && s.blocks(ids[3]).is_none());
+    let before = s.tokens(ids[3]).unwrap().to_vec();
+    while s.blocks(ids[3]).is_none() {
+        step(&mut s);
+    }
+    assert!(s.tokens(ids[3]).unwrap().starts_with(&before));
+    assert_eq!(
+        s.blocks(ids[1]).unwrap()[..2],
+        s.blocks(ids[3]).unwrap()[..2]
+    );
+    while s.has_work() {
+        step(&mut s);
+    }
+    assert_eq!(s.stats().num_recomputed_tokens, 0);
+}
+
+#[test]
+fn a_recomputed_group_shares_its_prompt_again() {
+    let (mut s, ids) = crowded(Config::default(), 0);
+    assert_eq!(s.stats().num_preemptions_by_recompute, 1);
+    while s.blocks(ids[3]).is_none() {
+        step(&mut s);
+    }
+    assert_eq!(
+        s.blocks(ids[1]).unwrap()[..2],
+        s.blocks(ids[3]).unwrap()[..2]
+    );
+    while s.has_work() {
+        step(&mut s);
+    }
+}
+
+#[test]
+fn without_room_on_the_host_a_group_is_recomputed() {
+    let config = Config {
+        preemption_mode: PreemptionMode::Swap,
+        ..Config::default()
+    };
+    let (s, _) = crowded(config, 2);
+    let stats = s.stats();
+    assert_eq!(stats.num_preemptions_by_swap, 0);
+    assert_eq!(stats.num_preemptions_by_recompute, 1);
+}
+
+#[test]
+fn an_urgent_request_takes_the_place_of_background_work() {
+    let config = Config {
+        max_num_seqs: 1,
+        policy: SchedulingPolicy::Priority {
+            ageing: Duration::from_secs(10),
+        },
+        ..Config::default()
+    };
+    let mut s = scheduler(64, config);
+    let class = |priority, start| NewSequence {
+        priority,
+        ..seq(start..start + 4, 4)
+    };
+    let background = s.add(class(1, 0), Duration::from_secs(0)).unwrap();
+    assert_eq!(step(&mut s).0, [(background, 4)]);
+    let urgent = s.add(class(0, 10), Duration::from_secs(1)).unwrap();
+    assert_eq!(step(&mut s).0, [(urgent, 4)]);
+    // What arrives after the background request is due does not come before it.
+    let late = s.add(class(0, 20), Duration::from_secs(11)).unwrap();
+    let mut order = Vec::new();
+    while s.has_work() {
+        order.extend(ended(&step(&mut s).1).into_iter().map(|(id, _)| id));
+    }
+    assert_eq!(order, [urgent, background, late]);
+}
+
+#[test]
+fn what_a_group_could_never_finish_is_refused() {
+    let s = scheduler(8, Config::default());
+    assert!(s.check_fits(8, 8, 1).is_ok());
+    let error = s.check_fits(8, 8, 3).unwrap_err();
+    assert!(matches!(error, AdmissionError::NeverFits { .. }), "{error}");
+    for num_seqs in [0, 257] {
+        let error = s.check_fits(8, 8, num_seqs).unwrap_err();
+        assert!(
+            matches!(error, AdmissionError::TooManySeqs { .. }),
+            "{error}"
+        );
+    }
 }
