@@ -168,3 +168,40 @@ impl TransferLog {
         self.unsealed.iter().chain(in_flight)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    #[test]
+    fn one_operation_of_any_kind_is_something_to_do() {
+        assert!(BlockOps::default().is_empty());
+        let (device, host) = (BlockId(0), HostBlockId(0));
+        let some = [
+            BlockOps {
+                swap_outs: vec![SwapOut {
+                    src: device,
+                    dst: host,
+                }],
+                ..BlockOps::default()
+            },
+            BlockOps {
+                swap_ins: vec![SwapIn {
+                    src: host,
+                    dst: device,
+                }],
+                ..BlockOps::default()
+            },
+            BlockOps {
+                copies: vec![BlockCopy {
+                    src: device,
+                    dst: BlockId(1),
+                }],
+                ..BlockOps::default()
+            },
+        ];
+        assert!(some.iter().all(|ops| !ops.is_empty()));
+    }
+}

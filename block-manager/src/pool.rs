@@ -362,6 +362,20 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "pinned while nobody holds it")]
+    fn pinning_what_nobody_holds_panics() {
+        Pool::new(1, 0).pin(BlockId(0));
+    }
+
+    #[test]
+    #[should_panic(expected = "unpinned more often than pinned")]
+    fn unpinning_what_is_not_pinned_panics() {
+        let mut pool = Pool::new(1, 0);
+        pool.acquire(BlockId(0));
+        pool.unpin(BlockId(0));
+    }
+
+    #[test]
     #[should_panic(expected = "released more often than held")]
     fn dropping_a_reference_nobody_has_panics() {
         Pool::new(1, 0).drop_ref(BlockId(0));
