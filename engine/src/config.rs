@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use pageloom_scheduler::{PreemptionMode, SchedulingPolicy};
+
 use crate::EngineError;
 
 /// Sizes and caps of an [`Engine`](crate::Engine).
@@ -27,10 +29,15 @@ pub struct EngineConfig {
     pub max_num_queued_requests: usize,
     /// Most prompt tokens of the waiting sequences together.
     pub max_num_queued_tokens: usize,
-    /// Most sequences a request may ask for.
+    /// Most sequences a request may ask for; never more than `max_num_seqs`, since they are
+    /// computed together.
     pub max_n: usize,
     /// Keep computed blocks findable for later prompts with the same beginning.
     pub enable_prefix_caching: bool,
+    /// Who goes first. Only with [`SchedulingPolicy::Priority`] may requests have a priority.
+    pub scheduling_policy: SchedulingPolicy,
+    /// What is done with the blocks of a preempted request; swaps need a host tier.
+    pub preemption_mode: PreemptionMode,
     /// Share of the blocks that admission leaves to running sequences, in `[0, 1)`.
     pub watermark: f64,
     /// Seed of the prefix cache's hash. A server draws it at random; a simulation fixes it.
@@ -54,6 +61,8 @@ impl Default for EngineConfig {
             max_num_queued_tokens: scheduler.max_num_queued_tokens,
             max_n: 128,
             enable_prefix_caching: true,
+            scheduling_policy: scheduler.policy,
+            preemption_mode: scheduler.preemption_mode,
             watermark: scheduler.watermark,
             hash_seed: 0,
             stall_timeout: Duration::from_secs(120),
@@ -104,6 +113,8 @@ impl EngineConfig {
             max_num_queued_tokens: self.max_num_queued_tokens,
             long_prefill_token_threshold: self.long_prefill_token_threshold,
             watermark: self.watermark,
+            policy: self.scheduling_policy,
+            preemption_mode: self.preemption_mode,
         }
     }
 }

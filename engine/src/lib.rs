@@ -66,6 +66,8 @@ pub use error::{EngineError, RequestError};
 pub use executor::{Executor, ExecutorError};
 pub use limits::{MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_TOKEN_LIST};
 pub use model_executor::ModelExecutor;
+/// Part of [`EngineConfig`].
+pub use pageloom_scheduler::{PreemptionMode, SchedulingPolicy};
 pub use request::{
     FinishReason, GeneratedToken, OutputDelta, Request, RequestEvent, RequestId, StopCause,
 };

@@ -29,6 +29,8 @@ pub struct SimConfig {
     pub step_time: Duration,
     /// Time each token of a step adds.
     pub token_time: Duration,
+    /// Time each block moved between the tiers adds.
+    pub swap_time: Duration,
     /// Sleep for that time; otherwise it only passes on [`SimClock`].
     pub sleep: bool,
     /// Steps, by number, at which something goes wrong. Each entry strikes once: the
@@ -47,6 +49,7 @@ impl Default for SimConfig {
             vocab_size: 256,
             step_time: Duration::from_millis(10),
             token_time: Duration::from_micros(100),
+            swap_time: Duration::from_micros(100),
             sleep: false,
             faults: Vec::new(),
             poison_token: None,
@@ -131,13 +134,18 @@ impl SimExecutor {
         Some(faults.remove(place).1)
     }
 
-    fn pass_time(&self, num_tokens: usize) {
-        let tokens = u32::try_from(num_tokens).expect("a step has less than 2^32 tokens");
-        let time = self.config.step_time + self.config.token_time * tokens;
+    /// Lets the time of a step pass; returns how much of it the swaps took.
+    fn pass_time(&self, batch: &Batch) -> Duration {
+        let count = |n: usize| u32::try_from(n).expect("a step has less than 2^32 of anything");
+        let num_swaps = count(batch.swap_outs.len() + batch.swap_ins.len());
+        let swap_time = self.config.swap_time * num_swaps;
+        let compute = self.config.step_time + self.config.token_time * count(batch.tokens.len());
+        let time = swap_time + compute;
         self.clock.advance(time);
         if self.config.sleep {
             std::thread::sleep(time);
         }
+        swap_time
     }
 
     /// Moves blocks: the lists one after the other, each in an order of the step's own.
@@ -265,7 +273,7 @@ impl Executor for SimExecutor {
 
     fn wait(&mut self) -> Result<(Batch, StepOutput), ExecutorError> {
         let batch = self.submitted.take().expect("a step was submitted");
-        self.pass_time(batch.tokens.len());
+        let transfer_time = self.pass_time(&batch);
         self.transfer(&batch);
         let fault = self.strike(batch.step, |fault| fault != SimFault::Submit);
         if matches!(fault, Some(SimFault::Wait | SimFault::Panic)) {
@@ -292,7 +300,12 @@ impl Executor for SimExecutor {
             });
         }
         let step = batch.step;
-        Ok((batch, StepOutput { step, rows }))
+        let output = StepOutput {
+            step,
+            transfer_time,
+            rows,
+        };
+        Ok((batch, output))
     }
 }
 

@@ -1,6 +1,7 @@
 //! One step's work and its outcome, as plain flat arrays.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::RunError;
 use crate::{SamplingParams, TokenId};
@@ -237,6 +238,8 @@ pub struct RowOutput {
 pub struct StepOutput {
     /// Number of the step.
     pub step: u64,
+    /// How long the transfers took.
+    pub transfer_time: Duration,
     /// One entry per [`Batch::outputs`] row; a row that failed (not-a-number logits) fails alone.
     pub rows: Vec<Result<RowOutput, RowError>>,
 }

@@ -1,6 +1,7 @@
 //! A loaded model and the memory it runs in.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use pageloom_paged_attn_kernels::{CacheLayout, KvDtype};
 
@@ -178,7 +179,9 @@ impl CpuRunner {
             backend, decoder, ..
         } = &mut self.model;
         // Before anything can fail: what they move may belong to others.
+        let began = Instant::now();
         backend.transfer(batch)?;
+        out.transfer_time = began.elapsed();
         batch.check(self.cache.block_size)?;
         decoder.forward(backend, batch, &mut self.activations)?;
         for wanted in batch.outputs.chunks(LOGIT_ROWS) {

@@ -91,7 +91,7 @@ pub use config::{Config, SchedulingPolicy};
 pub use cost::{PreemptionMode, StepTimes};
 pub use error::{AdmissionError, ConfigError};
 pub use plan::{EndReason, PlannedSeq, SeqEvent, SeqResult, StepPlan};
-pub use scheduler::Scheduler;
+pub use scheduler::{Scheduler, blocks_at_longest};
 pub use sequence::{NewSequence, SeqId};
 pub use stats::SchedulerStats;
 

@@ -204,14 +204,8 @@ impl Scheduler {
             })?;
         // The last token is drawn but never computed, so it needs no slot.
         let num_slots = longest - usize::from(max_tokens > 0);
-        let of_one = num_slots.div_ceil(self.block_size());
-        let mut needed_blocks = of_one;
-        if num_seqs > 1 {
-            // They share the whole blocks of their prompt. While tails are copied, the ones they
-            // are copied from count too, at most one for each.
-            let shared = num_prompt_tokens / self.block_size();
-            needed_blocks = shared + num_seqs * (of_one - shared + 1);
-        }
+        let needed_blocks =
+            blocks_at_longest(num_prompt_tokens, num_slots, num_seqs, self.block_size());
         let num_blocks = self.blocks.config().num_blocks;
         if needed_blocks > num_blocks {
             return Err(AdmissionError::NeverFits {
@@ -430,4 +424,26 @@ impl Scheduler {
             self.stats.num_queued_tokens -= num_tokens;
         }
     }
+}
+
+/// Blocks that a group of `num_seqs` sequences of `num_slots` computed tokens each needs, if they
+/// have nothing in common but a prompt of `num_prompt_tokens`.
+///
+/// They share the whole blocks of their prompt. While tails are copied, the ones they are copied
+/// from count too, at most one for each.
+#[must_use]
+pub fn blocks_at_longest(
+    num_prompt_tokens: usize,
+    num_slots: usize,
+    num_seqs: usize,
+    block_size: usize,
+) -> usize {
+    let of_one = num_slots.div_ceil(block_size);
+    if num_seqs == 1 {
+        return of_one;
+    }
+    let shared = num_prompt_tokens / block_size;
+    num_seqs
+        .saturating_mul(of_one - shared + 1)
+        .saturating_add(shared)
 }
