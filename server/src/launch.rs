@@ -14,7 +14,7 @@ use pageloom_model_runner::{
 use crate::api::CacheInfo;
 use crate::available_memory::available_bytes;
 use crate::bytes::HumanBytes;
-use crate::cli::{CacheOptions, Device, ModelOptions};
+use crate::cli::{CacheOptions, Device, ModelOptions, Preemption};
 use crate::memory_plan::{MemoryPlan, MemoryRequest, check_swap_space};
 use crate::model::{self, ModelSource};
 
@@ -137,6 +137,9 @@ pub fn launch(
     if model.device == Device::Cuda {
         bail!("--device cuda: this build has no CUDA back end yet; use --device cpu or auto");
     }
+    if cache.preemption_mode == Preemption::Swap && cache.swap_space == 0 {
+        bail!("--preemption-mode swap: there is nowhere to swap to; give --swap-space");
+    }
     // Loading can take long and much; what cannot be had is better said before.
     check_swap_space(cache.swap_space, available_bytes())?;
     let source = ModelSource::parse(&model.model)?;
@@ -219,6 +222,8 @@ fn engine_config(cache: &CacheOptions, options: &EngineOptions) -> anyhow::Resul
             .max_num_queued_reqs
             .unwrap_or(default.max_num_queued_requests),
         enable_prefix_caching: options.prefix_caching,
+        scheduling_policy: cache.policy(),
+        preemption_mode: cache.preemption_mode.into(),
         hash_seed: getrandom::u64().context("the system has no random numbers to give")?,
         ..default
     })
