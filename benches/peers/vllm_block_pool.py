@@ -26,7 +26,7 @@ Prints the median, fastest and slowest round of each operation. What corresponds
     prefill_evict/64              evict_and_publish/64            per block, hashing included
     lookup/cached                 lookup/cached_32k_tokens        hashes computed before
     hash_and_lookup/cached        lookup/cached_32k_tokens        what a new request costs
-    append/stays_in_its_block     append/stays_in_its_block
+    append/stays_in_its_block     append/14_that_stay_in_their_block
     (none)                        fork/32k_tokens                 V1 has no fork: parallel samples
                                                                   find each other's full blocks by
                                                                   a look-up of their own

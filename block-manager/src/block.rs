@@ -48,6 +48,12 @@ impl Block {
         self.serial != 0
     }
 
+    /// The name of what it holds, while it is published; else 0.
+    #[inline]
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
+    }
+
     /// What the block is known by, while it is published.
     #[inline]
     pub(crate) fn identity(&self) -> Identity {

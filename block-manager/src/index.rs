@@ -40,10 +40,16 @@ impl Chain {
     /// After a published block.
     #[inline]
     pub(crate) fn after(identity: Identity) -> Self {
-        debug_assert!(identity.serial != 0, "the block before is published");
+        Self::following(identity.serial, identity.hash)
+    }
+
+    /// After the contents known as `serial`, with this hash.
+    #[inline]
+    pub(crate) fn following(serial: u64, hash: u32) -> Self {
+        debug_assert!(serial != 0, "the block before is published");
         Self {
-            hash_state: u64::from(identity.hash),
-            parent: identity.serial,
+            hash_state: u64::from(hash),
+            parent: serial,
             is_root: false,
         }
     }

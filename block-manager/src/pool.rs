@@ -104,15 +104,21 @@ impl Pool {
     /// One more table holds `block`.
     #[inline]
     pub(crate) fn acquire(&mut self, block: BlockId) {
-        let entry = self.get(block);
-        if entry.refs == 0 {
-            if entry.pins > 0 {
-                self.num_pinned -= 1;
-            } else {
-                self.unlink(block);
-            }
+        let entry = self.get_mut(block);
+        entry.refs += 1;
+        if entry.refs == 1 {
+            self.take_back(block);
         }
-        self.get_mut(block).refs += 1;
+    }
+
+    /// A table holds `block` that none held. Apart, so that sharing is a few instructions.
+    #[inline(never)]
+    fn take_back(&mut self, block: BlockId) {
+        if self.get(block).pins > 0 {
+            self.num_pinned -= 1;
+        } else {
+            self.unlink(block);
+        }
     }
 
     /// One table fewer holds `block`.
@@ -125,11 +131,17 @@ impl Pool {
         );
         entry.refs -= 1;
         if entry.refs == 0 {
-            if entry.pins > 0 {
-                self.num_pinned += 1;
-            } else {
-                self.link(block);
-            }
+            self.let_go(block);
+        }
+    }
+
+    /// No table holds `block` any more. Apart for the same reason.
+    #[inline(never)]
+    fn let_go(&mut self, block: BlockId) {
+        if self.get(block).pins > 0 {
+            self.num_pinned += 1;
+        } else {
+            self.link(block);
         }
     }
 

@@ -92,27 +92,33 @@ impl Store {
                 let hit = self.find(chain, hash, chunk)?;
                 let entry = self.memory(hit.tier).pool.get(hit.block);
                 // The hash just computed, not the block's: the next need not wait for the look-up.
-                chain = Chain::after(Identity {
-                    hash,
-                    ..entry.identity()
-                });
+                chain = Chain::following(entry.serial(), hash);
                 Some(hit)
             })
     }
 
+    /// The block that holds `tokens`, whose hash this is, after `chain`: the device's, or else
+    /// the host's.
     #[inline]
     fn find(&self, chain: Chain, hash: u32, tokens: &[TokenId]) -> Option<Hit> {
-        let within = |memory: &Memory| {
-            let index = memory.index.as_ref()?;
-            index.find(&memory.pool, chain, hash, tokens)
-        };
-        if let Some(block) = within(&self.device) {
-            let tier = Tier::Device;
-            return Some(Hit { tier, block });
+        let index = self.device.index.as_ref()?;
+        match index.find(&self.device.pool, chain, hash, tokens) {
+            Some(block) => Some(Hit {
+                tier: Tier::Device,
+                block,
+            }),
+            None => self.find_on_host(chain, hash, tokens),
         }
-        let block = within(&self.host)?;
-        let tier = Tier::Host;
-        Some(Hit { tier, block })
+    }
+
+    #[inline(never)]
+    fn find_on_host(&self, chain: Chain, hash: u32, tokens: &[TokenId]) -> Option<Hit> {
+        let index = self.host.index.as_ref()?;
+        let block = index.find(&self.host.pool, chain, hash, tokens)?;
+        Some(Hit {
+            tier: Tier::Host,
+            block,
+        })
     }
 
     /// The part of a prefix's hits that opening can use: it holds all those on the device, then
