@@ -27,7 +27,9 @@ fn decoding(num_seqs: usize) -> Scheduler {
             max_tokens: MAX_TOKENS,
             ..NewSequence::default()
         };
-        scheduler.add(sequence).expect("it fits");
+        scheduler
+            .add(sequence, std::time::Duration::ZERO)
+            .expect("it fits");
     }
     step(&mut scheduler, &mut Vec::new(), &mut Vec::new());
     scheduler

@@ -1,34 +1,56 @@
 //! From the scheduler's plan to the executor's flat arrays.
 
+use std::iter;
+
 use pageloom_model_runner::{Batch, OutputRow, Want};
 use pageloom_scheduler::{PlannedSeq, Scheduler, StepPlan};
 
-use crate::sequence::SequenceState;
+use crate::{RequestId, sequence::SequenceState};
 
 /// Fills `batch` with what `plan` says, keeping the room of its buffers.
 ///
-/// `states` are the engine's sequences by [`SeqId::index`](pageloom_scheduler::SeqId::index).
-pub(crate) fn fill(
+/// `states` are the engine's sequences by [`SeqId::index`](pageloom_scheduler::SeqId::index), and
+/// `to_fork` gives those that are to be forks of a request's first.
+pub(crate) fn fill<'a>(
     batch: &mut Batch,
     plan: &StepPlan,
     scheduler: &Scheduler,
     states: &[Option<SequenceState>],
+    to_fork: impl Fn(RequestId) -> &'a [SequenceState],
 ) {
-    batch.clear();
-    batch.row_offsets.push(0);
-    batch.table_offsets.push(0);
-    batch.step = plan.step.0;
-    let copies = plan.ops.copies.iter();
-    batch
-        .copies
-        .extend(copies.map(|copy| (u32::from(copy.src), u32::from(copy.dst))));
+    fill_transfers(batch, plan);
     let block_size = scheduler.block_manager().config().block_size;
     for planned in &plan.seqs {
         let state = states[planned.id.index()].as_ref();
         let state = state.expect("a planned sequence is alive");
         add_tokens(batch, planned, scheduler, block_size);
-        add_outputs(batch, planned, scheduler, state);
+        add_scores(batch, planned, scheduler, state);
+        if planned.sample {
+            for state in iter::once(state).chain(to_fork(state.request)) {
+                add_sample(batch, planned, scheduler, state);
+            }
+        }
     }
+}
+
+/// Fills `batch` with what `plan` moves, and no sequence.
+pub(crate) fn fill_transfers(batch: &mut Batch, plan: &StepPlan) {
+    batch.clear();
+    batch.row_offsets.push(0);
+    batch.table_offsets.push(0);
+    batch.step = plan.step.0;
+    let outs = plan.ops.swap_outs.iter();
+    batch
+        .swap_outs
+        .extend(outs.map(|out| (u32::from(out.src), u32::from(out.dst))));
+    let ins = plan.ops.swap_ins.iter();
+    batch
+        .swap_ins
+        .extend(ins.map(|swap| (u32::from(swap.src), u32::from(swap.dst))));
+    let copies = plan.ops.copies.iter();
+    batch
+        .copies
+        .extend(copies.map(|copy| (u32::from(copy.src), u32::from(copy.dst))));
 }
 
 fn add_tokens(batch: &mut Batch, planned: &PlannedSeq, scheduler: &Scheduler, block_size: usize) {
@@ -50,7 +72,7 @@ fn add_tokens(batch: &mut Batch, planned: &PlannedSeq, scheduler: &Scheduler, bl
     batch.table_offsets.push(index(batch.block_tables.len()));
 }
 
-fn add_outputs(
+fn add_scores(
     batch: &mut Batch,
     planned: &PlannedSeq,
     scheduler: &Scheduler,
@@ -67,20 +89,27 @@ fn add_outputs(
             },
         });
     }
-    if planned.sample {
-        let history = match state.params.needs_history() {
-            true => tokens.to_vec(),
-            false => Vec::new(),
-        };
-        batch.outputs.push(OutputRow {
-            row: index(batch.tokens.len() - 1),
-            want: Want::Sample {
-                params: state.params.clone(),
-                num_prompt_tokens: index(state.num_prompt_tokens),
-                history,
-            },
-        });
-    }
+}
+
+/// Has the last row's logits drawn from as this sequence draws.
+fn add_sample(
+    batch: &mut Batch,
+    planned: &PlannedSeq,
+    scheduler: &Scheduler,
+    state: &SequenceState,
+) {
+    let history = match state.params.needs_history() {
+        true => scheduler.tokens(planned.id).expect("alive").to_vec(),
+        false => Vec::new(),
+    };
+    batch.outputs.push(OutputRow {
+        row: index(batch.tokens.len() - 1),
+        want: Want::Sample {
+            params: state.params.clone(),
+            num_prompt_tokens: index(state.num_prompt_tokens),
+            history,
+        },
+    });
 }
 
 /// Rows, positions and slots are 32 bits wide in a batch.
@@ -113,7 +142,7 @@ mod tests {
             times: SequenceTimes::new(Duration::ZERO),
             stop_strings: StopStrings::new(Vec::new(), false),
         };
-        let id = scheduler.add(new).expect("fits");
+        let id = scheduler.add(new, Duration::ZERO).expect("fits");
         let place = (RequestId(0), 0);
         states.push(Some(SequenceState::new(
             id, place, &request, sampling, &shared,
@@ -158,7 +187,7 @@ mod tests {
             want: Want::Score { token: 0, top: 0 },
         });
         let plan = scheduler.plan().expect("planned");
-        fill(&mut batch, plan, &scheduler, &states);
+        fill(&mut batch, plan, &scheduler, &states, |_| &[]);
         assert_eq!(batch.step, 1);
         assert_eq!(batch.tokens, [99, 20, 21, 22, 23, 24]);
         assert_eq!(batch.positions, [4, 0, 1, 2, 3, 4]);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use pageloom_scheduler::{PreemptionMode, SchedulingPolicy};
+
 use crate::EngineError;
 
 /// Sizes and caps of an [`Engine`](crate::Engine).
@@ -11,6 +13,9 @@ pub struct EngineConfig {
     pub block_size: usize,
     /// Blocks of the KV cache; the executor's cache must have as many of the same size.
     pub num_blocks: usize,
+    /// Blocks of the host tier, which sequences are swapped to and where evicted blocks of the
+    /// prefix cache are kept; the executor must have as many. 0, the default, for none.
+    pub num_host_blocks: usize,
     /// Most tokens of a sequence, prompt and output together.
     pub max_model_len: usize,
     /// Most sequences computed at once.
@@ -24,10 +29,15 @@ pub struct EngineConfig {
     pub max_num_queued_requests: usize,
     /// Most prompt tokens of the waiting sequences together.
     pub max_num_queued_tokens: usize,
-    /// Most sequences a request may ask for.
+    /// Most sequences a request may ask for; never more than `max_num_seqs`, since they are
+    /// computed together.
     pub max_n: usize,
     /// Keep computed blocks findable for later prompts with the same beginning.
     pub enable_prefix_caching: bool,
+    /// Who goes first. Only with [`SchedulingPolicy::Priority`] may requests have a priority.
+    pub scheduling_policy: SchedulingPolicy,
+    /// What is done with the blocks of a preempted request; swaps need a host tier.
+    pub preemption_mode: PreemptionMode,
     /// Share of the blocks that admission leaves to running sequences, in `[0, 1)`.
     pub watermark: f64,
     /// Seed of the prefix cache's hash. A server draws it at random; a simulation fixes it.
@@ -42,6 +52,7 @@ impl Default for EngineConfig {
         EngineConfig {
             block_size: 16,
             num_blocks: 1024,
+            num_host_blocks: 0,
             max_model_len: scheduler.max_model_len,
             max_num_seqs: scheduler.max_num_seqs,
             max_num_batched_tokens: scheduler.max_num_batched_tokens,
@@ -50,6 +61,8 @@ impl Default for EngineConfig {
             max_num_queued_tokens: scheduler.max_num_queued_tokens,
             max_n: 128,
             enable_prefix_caching: true,
+            scheduling_policy: scheduler.policy,
+            preemption_mode: scheduler.preemption_mode,
             watermark: scheduler.watermark,
             hash_seed: 0,
             stall_timeout: Duration::from_secs(120),
@@ -66,12 +79,14 @@ impl EngineConfig {
         self.blocks().validate()?;
         self.scheduler().validate()?;
         // Slots are 32 bits wide in a batch, and with them every position and row.
-        let num_slots = self.num_blocks.checked_mul(self.block_size);
-        if num_slots.is_none_or(|slots| u32::try_from(slots).is_err()) {
-            return Err(EngineError::TooManySlots {
-                num_blocks: self.num_blocks,
-                block_size: self.block_size,
-            });
+        for num_blocks in [self.num_blocks, self.num_host_blocks] {
+            let num_slots = num_blocks.checked_mul(self.block_size);
+            if num_slots.is_none_or(|slots| u32::try_from(slots).is_err()) {
+                return Err(EngineError::TooManySlots {
+                    num_blocks,
+                    block_size: self.block_size,
+                });
+            }
         }
         Ok(())
     }
@@ -81,6 +96,7 @@ impl EngineConfig {
         pageloom_block_manager::Config {
             block_size: self.block_size,
             num_blocks: self.num_blocks,
+            num_host_blocks: self.num_host_blocks,
             prefix_caching: self.enable_prefix_caching,
             hash_seed: self.hash_seed,
             ..pageloom_block_manager::Config::default()
@@ -97,6 +113,8 @@ impl EngineConfig {
             max_num_queued_tokens: self.max_num_queued_tokens,
             long_prefill_token_threshold: self.long_prefill_token_threshold,
             watermark: self.watermark,
+            policy: self.scheduling_policy,
+            preemption_mode: self.preemption_mode,
         }
     }
 }
@@ -107,12 +125,15 @@ mod tests {
 
     #[test]
     fn a_cache_of_more_slots_than_a_batch_can_name_is_refused() {
-        let config = EngineConfig {
-            num_blocks: 1 << 28,
-            ..EngineConfig::default()
-        };
-        let error = config.validate().expect_err("2^32 slots");
-        assert!(matches!(error, EngineError::TooManySlots { .. }), "{error}");
+        for (num_blocks, num_host_blocks) in [(1 << 28, 0), (8, 1 << 28)] {
+            let config = EngineConfig {
+                num_blocks,
+                num_host_blocks,
+                ..EngineConfig::default()
+            };
+            let error = config.validate().expect_err("2^32 slots");
+            assert!(matches!(error, EngineError::TooManySlots { .. }), "{error}");
+        }
         EngineConfig::default()
             .validate()
             .expect("the default is valid");

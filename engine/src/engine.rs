@@ -41,23 +41,31 @@ pub struct Engine {
     /// Its number and how many rows its output must have.
     pub(crate) expected: (u64, usize),
     pub(crate) num_failed_steps_in_row: usize,
+    /// The transfers of a step that could not be submitted, to be done before any other step.
+    pub(crate) owed: Batch,
     /// Buffers kept from step to step.
     pub(crate) batch: Batch,
     pub(crate) results: Vec<SeqResult>,
     pub(crate) seq_events: Vec<SeqEvent>,
     next_request: u64,
+    /// When the step in flight was handed to the executor.
+    pub(crate) step_began: Duration,
 }
 
 /// What the engine knows of a request besides its sequences.
 pub(crate) struct RequestState {
-    /// Sequences that have not ended, in order; the first computes the prompt for all.
+    /// Sequences that the scheduler knows and that have not ended.
     pub(crate) alive: Vec<SeqId>,
+    /// The others, until the first has computed the prompt: it is forked when its first token is
+    /// drawn, and theirs with it.
+    pub(crate) to_fork: Vec<SequenceState>,
     pub(crate) prompt_sent: bool,
     pub(crate) wants_prompt_logprobs: bool,
 }
 
 impl Engine {
-    /// Makes an idle engine. `executor` must have a cache of `config.num_blocks` blocks.
+    /// Makes an idle engine. `executor` must have a cache of `config.num_blocks` blocks
+    /// and a host tier of `config.num_host_blocks`.
     ///
     /// # Errors
     /// Those of [`EngineConfig::validate`].
@@ -83,10 +91,12 @@ impl Engine {
             in_flight: false,
             expected: (0, 0),
             num_failed_steps_in_row: 0,
+            owed: Batch::default(),
             batch: Batch::default(),
             results: Vec::new(),
             seq_events: Vec::new(),
             next_request: 0,
+            step_began: Duration::ZERO,
         })
     }
 
@@ -105,31 +115,40 @@ impl Engine {
             })?;
         self.scheduler.check_queue(request.n, num_tokens)?;
         let id = RequestId(self.next_request);
-        self.next_request += 1;
         let shared = Shared {
             own_stop_tokens: request.sampling.stop_token_ids.as_slice().into(),
             max_tokens,
             times: SequenceTimes::new(now),
             stop_strings: StopStrings::new(request.stop.clone(), request.include_stop_in_output),
         };
-        let mut state = RequestState {
-            alive: Vec::with_capacity(request.n),
+        let seq = self.scheduler.add(
+            NewSequence {
+                prompt: request.prompt.clone(),
+                max_tokens,
+                namespace: self.limits.namespace(request.cache_salt.as_deref()),
+                score_prompt: request.prompt_logprobs.is_some(),
+                num_seqs: request.n,
+                priority: request.priority,
+                ..NewSequence::default()
+            },
+            now,
+        )?;
+        let eos_ids = self.tokenizer.eos_ids();
+        let mut states = (0..request.n).map(|index| {
+            let params = sequence_params(&request, index, eos_ids);
+            SequenceState::new(seq, (id, index), &request, params, &shared)
+        });
+        let first = states.next().expect("n is at least 1");
+        let to_fork = states.collect();
+        self.keep(first);
+        let state = RequestState {
+            alive: vec![seq],
+            to_fork,
             prompt_sent: false,
             wants_prompt_logprobs: request.prompt_logprobs.is_some(),
         };
-        for index in 0..request.n {
-            match self.add_sequence(&request, (id, index), &shared, &state.alive) {
-                Ok(seq) => state.alive.push(seq),
-                Err(error) => {
-                    // Checked above for all of them; whatever was added must not stay behind.
-                    for seq in state.alive {
-                        self.drop_sequence(seq);
-                    }
-                    return Err(error);
-                }
-            }
-        }
         self.requests.insert(id, state);
+        self.next_request += 1;
         Ok(id)
     }
 
@@ -144,11 +163,7 @@ impl Engine {
 
     /// Aborts every request.
     pub fn abort_all(&mut self, now: Duration) {
-        let mut ids: Vec<_> = self.requests.keys().copied().collect();
-        ids.sort();
-        for id in ids {
-            self.abort(id, now);
-        }
+        self.end_all(&FinishReason::Abort, now);
     }
 
     /// Whether any request is unfinished.
@@ -189,28 +204,13 @@ impl Engine {
         self.num_failed_steps_in_row < MAX_FAILED_STEPS
     }
 
-    fn add_sequence(
-        &mut self,
-        request: &Request,
-        (id, index): (RequestId, usize),
-        shared: &Shared,
-        earlier: &[SeqId],
-    ) -> Result<SeqId, RequestError> {
-        let seq = self.scheduler.add(NewSequence {
-            prompt: request.prompt.clone(),
-            max_tokens: shared.max_tokens,
-            namespace: self.limits.namespace(request.cache_salt.as_deref()),
-            // The prompt's scores are the same for all: the first sequence reports them.
-            score_prompt: request.prompt_logprobs.is_some() && index == 0,
-            follows: earlier.first().copied(),
-        })?;
-        let params = sequence_params(request, index, self.tokenizer.eos_ids());
-        let state = SequenceState::new(seq, (id, index), request, params, shared);
-        if self.states.len() <= seq.index() {
-            self.states.resize_with(seq.index() + 1, || None);
+    /// Files the state of a sequence that the scheduler knows.
+    pub(crate) fn keep(&mut self, state: SequenceState) {
+        let index = state.id.index();
+        if self.states.len() <= index {
+            self.states.resize_with(index + 1, || None);
         }
-        self.states[seq.index()] = Some(state);
-        Ok(seq)
+        self.states[index] = Some(state);
     }
 
     /// The state of a sequence that has not ended for the engine.
@@ -247,14 +247,40 @@ impl Engine {
         }
     }
 
+    /// Ends every request, in order of arrival.
+    pub(crate) fn end_all(&mut self, reason: &FinishReason, now: Duration) {
+        let mut ids: Vec<_> = self.requests.keys().copied().collect();
+        ids.sort();
+        for id in ids {
+            self.end_request(id, reason, now);
+        }
+    }
+
     /// Ends all sequences of a request that are left.
     pub(crate) fn end_request(&mut self, id: RequestId, reason: &FinishReason, now: Duration) {
-        let Some(request) = self.requests.get(&id) else {
+        let Some(request) = self.requests.get_mut(&id) else {
             return;
         };
+        let to_fork = std::mem::take(&mut request.to_fork);
         for seq in request.alive.clone() {
             self.end_sequence(seq, reason.clone(), now);
         }
+        for state in to_fork {
+            self.end_unforked(state, reason.clone(), now);
+        }
+    }
+
+    /// Ends a sequence that the scheduler never knew.
+    pub(crate) fn end_unforked(
+        &mut self,
+        mut state: SequenceState,
+        reason: FinishReason,
+        now: Duration,
+    ) {
+        let delta = state.end(&self.tokenizer, reason.clone());
+        self.events
+            .push_back((state.request, RequestEvent::Output(delta)));
+        self.stats.observe_end(&state.times, &reason, now);
     }
 }
 

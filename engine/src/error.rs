@@ -16,7 +16,7 @@ pub enum EngineError {
     /// A batch numbers the cache's slots with 32 bits.
     #[error("{num_blocks} blocks of {block_size} tokens are more than 2^32 - 1 slots")]
     TooManySlots {
-        /// Blocks of the cache.
+        /// Blocks of the cache, or of its host tier.
         num_blocks: usize,
         /// Tokens a block.
         block_size: usize,

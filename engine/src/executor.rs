@@ -13,10 +13,20 @@ use pageloom_model_runner::{Batch, StepOutput};
 /// `submit` and `wait` come in turns. An executor on another device returns from `submit` at
 /// once; the engine has a moment for other work before it waits.
 ///
-/// After an error the executor must be ready for another `submit`. The engine ends every
-/// sequence of the failed step and reuses its blocks, so what was or was not written to the
-/// slots and copied to the blocks that the batch names does not matter; all others must be as
-/// they were.
+/// # When a step fails
+///
+/// After an error, or a panic, the executor must be ready for another `submit`. The engine ends
+/// every sequence of the failed step and reuses its blocks, so what was or was not written to the
+/// slots that the batch names does not matter; all others must be as they were.
+///
+/// The batch's [transfers](Batch#transfers) do matter: what they move belongs to sequences
+/// outside the batch too, and to nobody yet but a later prompt that finds it in the cache. So:
+///
+/// - **`submit` fails: nothing was done**, no transfer either. The engine submits the transfers
+///   again, as a batch without sequences and with the same step number, before any other.
+/// - **`submit` succeeds: the transfers are done**, all of them and in their order, whatever
+///   `wait` returns. An executor does them before anything else of the batch; one that finds out
+///   in `submit` that it cannot do the rest leaves the error to `wait`.
 pub trait Executor {
     /// Tokens of the model's vocabulary; ids are below it.
     fn vocab_size(&self) -> usize;
@@ -24,13 +34,15 @@ pub trait Executor {
     /// Starts a step.
     ///
     /// # Errors
-    /// If the step cannot be done. It is over then: `wait` is not called.
+    /// If nothing of the step can be done, its transfers included. It is over then: `wait` is
+    /// not called.
     fn submit(&mut self, batch: Batch) -> Result<(), ExecutorError>;
 
     /// Waits for the step started last; gives the batch back so that its buffers are reused.
     ///
     /// # Errors
-    /// If the step failed as a whole. A row that fails alone is in [`StepOutput::rows`].
+    /// If the step failed as a whole, but for its transfers. A row that fails alone is in
+    /// [`StepOutput::rows`].
     fn wait(&mut self) -> Result<(Batch, StepOutput), ExecutorError>;
 }
 

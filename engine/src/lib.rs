@@ -30,7 +30,9 @@
 //!
 //! - A row that cannot be sampled ends its sequence with [`FinishReason::Error`].
 //! - A step that fails as a whole, or a panic of the executor, ends the sequences of that step.
-//!   Their blocks were not published, so nothing of it is ever read; all others go on.
+//!   Their blocks were not published, so nothing of it is ever read; all others go on. Blocks the
+//!   step was to swap or copy are moved in spite of it, by the executor or, if the step could not
+//!   be submitted, before the next one; if that fails too, every request ends.
 //! - Several failed steps in a row, or work without progress for
 //!   [`EngineConfig::stall_timeout`], and the engine [is not
 //!   healthy](AsyncEngine::is_healthy); it recovers when a step succeeds.
@@ -64,6 +66,8 @@ pub use error::{EngineError, RequestError};
 pub use executor::{Executor, ExecutorError};
 pub use limits::{MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_TOKEN_LIST};
 pub use model_executor::ModelExecutor;
+/// Part of [`EngineConfig`].
+pub use pageloom_scheduler::{PreemptionMode, SchedulingPolicy};
 pub use request::{
     FinishReason, GeneratedToken, OutputDelta, Request, RequestEvent, RequestId, StopCause,
 };

@@ -5,6 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use pageloom_block_manager::Namespace;
 use pageloom_model_runner::{MAX_LOGPROBS, SamplingParams};
 
+use pageloom_scheduler::{SchedulingPolicy, blocks_at_longest};
+
 use crate::{EngineConfig, Request, RequestError};
 
 /// Most stop strings of a request. Each of its `n` sequences matches them for itself.
@@ -39,6 +41,22 @@ impl Limits {
                 "must have at least one token",
             ));
         }
+        let max_n = self.config.max_n.min(self.config.max_num_seqs);
+        if request.n == 0 || request.n > max_n {
+            return Err(RequestError::invalid(
+                "n",
+                format!("must be between 1 and {max_n}, got {}", request.n),
+            ));
+        }
+        if request.priority != 0 && self.config.scheduling_policy == SchedulingPolicy::Fcfs {
+            return Err(RequestError::invalid(
+                "priority",
+                format!(
+                    "must be 0 where requests are served first come, first served, got {}",
+                    request.priority
+                ),
+            ));
+        }
         let max_tokens = self.check_length(request)?;
         self.check_tokens(request)?;
         check_lists(&request.sampling)?;
@@ -48,13 +66,6 @@ impl Limits {
             return Err(RequestError::invalid(
                 "min_tokens",
                 format!("must be at most max_tokens, {max_tokens} here, got {min_tokens}"),
-            ));
-        }
-        let max_n = self.config.max_n;
-        if request.n == 0 || request.n > max_n {
-            return Err(RequestError::invalid(
-                "n",
-                format!("must be between 1 and {max_n}, got {}", request.n),
             ));
         }
         if let Some(top) = request.prompt_logprobs
@@ -91,8 +102,7 @@ impl Limits {
             return Err(too_long);
         };
         // The last token is drawn but never computed, so it needs no slot.
-        let num_slots = self.config.num_blocks * self.config.block_size;
-        let fits = (num_slots + 1).saturating_sub(num_prompt_tokens);
+        let fits = (self.most_slots(request) + 1).saturating_sub(num_prompt_tokens);
         let max_tokens = match request.max_tokens {
             None | Some(1..) if room == 0 => return Err(too_long),
             Some(max_tokens) if max_tokens > room => {
@@ -110,13 +120,29 @@ impl Limits {
             None => room.min(fits).max(1),
         };
         let longest = num_prompt_tokens + max_tokens - usize::from(max_tokens > 0);
-        if longest > num_slots {
+        let (block_size, num_blocks) = (self.config.block_size, self.config.num_blocks);
+        let needed_blocks = blocks_at_longest(num_prompt_tokens, longest, request.n, block_size);
+        if needed_blocks > num_blocks {
             return Err(RequestError::NeverFits {
-                needed_blocks: longest.div_ceil(self.config.block_size),
-                num_blocks: self.config.num_blocks,
+                needed_blocks,
+                num_blocks,
             });
         }
         Ok(max_tokens)
+    }
+
+    /// Most tokens that each of the request's sequences can have in the cache.
+    fn most_slots(&self, request: &Request) -> usize {
+        let (block_size, num_blocks) = (self.config.block_size, self.config.num_blocks);
+        let most_blocks = match request.n {
+            1 => num_blocks,
+            // As in `blocks_at_longest`, the other way round.
+            n => {
+                let shared = request.prompt.len() / block_size;
+                (num_blocks.saturating_sub(shared) / n + shared).saturating_sub(1)
+            }
+        };
+        most_blocks * block_size
     }
 
     fn check_tokens(&self, request: &Request) -> Result<(), RequestError> {

@@ -28,7 +28,12 @@ impl Executor for ModelExecutor {
 
     /// Keeps the batch: there is no other device to hand it to, [`wait`](Executor::wait) does
     /// the work.
+    ///
+    /// # Errors
+    /// If a transfer names a block that the runner does not have.
     fn submit(&mut self, batch: Batch) -> Result<(), ExecutorError> {
+        let refused = |error| ExecutorError::Failed(Box::new(error));
+        self.runner.check_transfers(&batch).map_err(refused)?;
         self.submitted = Some(batch);
         Ok(())
     }

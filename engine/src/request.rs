@@ -29,6 +29,8 @@ pub struct Request {
     pub skip_special_tokens: bool,
     /// Log-probabilities of the prompt's own tokens with this many alternatives each.
     pub prompt_logprobs: Option<usize>,
+    /// Class of urgency, lower first; 0 unless the engine schedules by priority.
+    pub priority: i32,
     /// Requests with different salts never share cached blocks; hashed to a namespace.
     pub cache_salt: Option<String>,
 }
@@ -46,6 +48,7 @@ impl Request {
             ignore_eos: false,
             skip_special_tokens: true,
             prompt_logprobs: None,
+            priority: 0,
             cache_salt: None,
         }
     }

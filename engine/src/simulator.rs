@@ -21,15 +21,20 @@ pub struct SimConfig {
     pub block_size: usize,
     /// Blocks of the cache.
     pub num_blocks: usize,
+    /// Blocks of the host tier.
+    pub num_host_blocks: usize,
     /// Tokens are below this.
     pub vocab_size: usize,
     /// Time a step takes whatever it computes.
     pub step_time: Duration,
     /// Time each token of a step adds.
     pub token_time: Duration,
+    /// Time each block moved between the tiers adds.
+    pub swap_time: Duration,
     /// Sleep for that time; otherwise it only passes on [`SimClock`].
     pub sleep: bool,
-    /// Steps, by number, at which something goes wrong.
+    /// Steps, by number, at which something goes wrong. Each entry strikes once: the
+    /// transfers of a step that could not be submitted come again under its number.
     pub faults: Vec<(u64, SimFault)>,
     /// Rows whose context has this token fail.
     pub poison_token: Option<TokenId>,
@@ -40,9 +45,11 @@ impl Default for SimConfig {
         SimConfig {
             block_size: 16,
             num_blocks: 1024,
+            num_host_blocks: 0,
             vocab_size: 256,
             step_time: Duration::from_millis(10),
             token_time: Duration::from_micros(100),
+            swap_time: Duration::from_micros(100),
             sleep: false,
             faults: Vec::new(),
             poison_token: None,
@@ -53,11 +60,11 @@ impl Default for SimConfig {
 /// What goes wrong at a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SimFault {
-    /// `submit` returns an error.
+    /// `submit` returns an error and nothing is done.
     Submit,
-    /// `wait` returns an error after some of the step was written.
+    /// `wait` returns an error after the transfers, with some of the step written.
     Wait,
-    /// `wait` panics after some of the step was written.
+    /// `wait` panics after the transfers, with some of the step written.
     Panic,
     /// This output row fails, all others are fine.
     Row(usize),
@@ -95,6 +102,8 @@ pub struct SimExecutor {
     clock: SimClock,
     /// Per slot: the token whose keys and values it holds, and its position.
     slots: Vec<(TokenId, u32)>,
+    /// The same on the host.
+    host_slots: Vec<(TokenId, u32)>,
     submitted: Option<Batch>,
 }
 
@@ -102,8 +111,10 @@ impl SimExecutor {
     /// Makes a simulator with an empty cache.
     #[must_use]
     pub fn new(config: SimConfig) -> Self {
+        let empty = |num_blocks| vec![(TokenId::MAX, u32::MAX); num_blocks * config.block_size];
         SimExecutor {
-            slots: vec![(TokenId::MAX, u32::MAX); config.num_blocks * config.block_size],
+            slots: empty(config.num_blocks),
+            host_slots: empty(config.num_host_blocks),
             clock: SimClock::default(),
             submitted: None,
             config,
@@ -116,29 +127,40 @@ impl SimExecutor {
         self.clock.clone()
     }
 
-    fn fault(&self, step: u64) -> Option<SimFault> {
-        let mut faults = self.config.faults.iter();
-        faults.find(|(at, _)| *at == step).map(|&(_, fault)| fault)
+    /// The first fault of a step that is one of `kind`; it will not strike again.
+    fn strike(&mut self, step: u64, kind: impl Fn(SimFault) -> bool) -> Option<SimFault> {
+        let faults = &mut self.config.faults;
+        let place = faults.iter().position(|&(at, f)| at == step && kind(f))?;
+        Some(faults.remove(place).1)
     }
 
-    fn pass_time(&self, num_tokens: usize) {
-        let tokens = u32::try_from(num_tokens).expect("a step has less than 2^32 tokens");
-        let time = self.config.step_time + self.config.token_time * tokens;
+    /// Lets the time of a step pass; returns how much of it the swaps took.
+    fn pass_time(&self, batch: &Batch) -> Duration {
+        let count = |n: usize| u32::try_from(n).expect("a step has less than 2^32 of anything");
+        let num_swaps = count(batch.swap_outs.len() + batch.swap_ins.len());
+        let swap_time = self.config.swap_time * num_swaps;
+        let compute = self.config.step_time + self.config.token_time * count(batch.tokens.len());
+        let time = swap_time + compute;
         self.clock.advance(time);
         if self.config.sleep {
             std::thread::sleep(time);
         }
+        swap_time
     }
 
-    fn copy_blocks(&mut self, batch: &Batch) {
+    /// Moves blocks: the lists one after the other, each in an order of the step's own.
+    fn transfer(&mut self, batch: &Batch) {
         let size = self.config.block_size;
-        // A device does the copies in any order; this one changes it from step to step.
-        let forward = batch.step.is_multiple_of(2);
-        let num_copies = batch.copies.len();
-        for i in 0..num_copies {
-            let (src, dst) = batch.copies[if forward { i } else { num_copies - 1 - i }];
-            let (src, dst) = (src as usize * size, dst as usize * size);
-            self.slots.copy_within(src..src + size, dst);
+        let (slots, host) = (&mut self.slots, &mut self.host_slots);
+        let range = |block: u32| block as usize * size..(block as usize + 1) * size;
+        for &(src, dst) in shuffled(&batch.swap_outs, batch.step) {
+            host[range(dst)].copy_from_slice(&slots[range(src)]);
+        }
+        for &(src, dst) in shuffled(&batch.swap_ins, batch.step) {
+            slots[range(dst)].copy_from_slice(&host[range(src)]);
+        }
+        for &(src, dst) in shuffled(&batch.copies, batch.step) {
+            slots.copy_within(range(src), range(dst).start);
         }
     }
 
@@ -238,8 +260,12 @@ impl Executor for SimExecutor {
     }
 
     fn submit(&mut self, batch: Batch) -> Result<(), ExecutorError> {
-        if self.fault(batch.step) == Some(SimFault::Submit) {
-            return Err(injected(batch.step));
+        let step = batch.step;
+        if self
+            .strike(step, |fault| fault == SimFault::Submit)
+            .is_some()
+        {
+            return Err(injected(step));
         }
         self.submitted = Some(batch);
         Ok(())
@@ -247,9 +273,9 @@ impl Executor for SimExecutor {
 
     fn wait(&mut self) -> Result<(Batch, StepOutput), ExecutorError> {
         let batch = self.submitted.take().expect("a step was submitted");
-        self.pass_time(batch.tokens.len());
-        self.copy_blocks(&batch);
-        let fault = self.fault(batch.step);
+        let transfer_time = self.pass_time(&batch);
+        self.transfer(&batch);
+        let fault = self.strike(batch.step, |fault| fault != SimFault::Submit);
         if matches!(fault, Some(SimFault::Wait | SimFault::Panic)) {
             for &slot in batch.slots.iter().step_by(2) {
                 self.slots[slot as usize] = (0, 0);
@@ -274,8 +300,24 @@ impl Executor for SimExecutor {
             });
         }
         let step = batch.step;
-        Ok((batch, StepOutput { step, rows }))
+        let output = StepOutput {
+            step,
+            transfer_time,
+            rows,
+        };
+        Ok((batch, output))
     }
+}
+
+/// A device does the transfers of one list in any order; this one changes it from step to step.
+fn shuffled(pairs: &[(u32, u32)], step: u64) -> impl Iterator<Item = &(u32, u32)> {
+    let num_pairs = pairs.len();
+    let first = mix(step, num_pairs as u64) as usize % num_pairs.max(1);
+    let forward = step.is_multiple_of(2);
+    (0..num_pairs).map(move |i| {
+        let i = if forward { i } else { num_pairs - 1 - i };
+        &pairs[(first + i) % num_pairs]
+    })
 }
 
 fn injected(step: u64) -> ExecutorError {

@@ -111,8 +111,10 @@ pub struct EngineStats {
     pub num_prefix_queries: u64,
     /// Prompt tokens found there.
     pub num_prefix_hits: u64,
-    /// Preemptions.
-    pub num_preemptions: u64,
+    /// Requests preempted whose blocks were copied to the host.
+    pub num_preemptions_by_swap: u64,
+    /// Requests preempted whose blocks were released, to be computed again.
+    pub num_preemptions_by_recompute: u64,
     /// Tokens computed, recomputed ones included.
     pub num_computed_tokens: u64,
     /// Tokens computed again after a preemption.
@@ -155,7 +157,8 @@ impl EngineStats {
             num_referenced_blocks: 0,
             num_prefix_queries: 0,
             num_prefix_hits: 0,
-            num_preemptions: 0,
+            num_preemptions_by_swap: 0,
+            num_preemptions_by_recompute: 0,
             num_computed_tokens: 0,
             num_recomputed_tokens: 0,
             num_prompt_tokens: 0,
@@ -180,7 +183,8 @@ impl EngineStats {
         self.num_waiting = stats.num_waiting;
         self.num_prefix_queries = stats.num_prefix_queries;
         self.num_prefix_hits = stats.num_prefix_hits;
-        self.num_preemptions = stats.num_preemptions;
+        self.num_preemptions_by_swap = stats.num_preemptions_by_swap;
+        self.num_preemptions_by_recompute = stats.num_preemptions_by_recompute;
         self.num_computed_tokens = stats.num_computed_tokens;
         self.num_recomputed_tokens = stats.num_recomputed_tokens;
         let blocks = scheduler.block_manager().stats().device;

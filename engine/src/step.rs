@@ -1,12 +1,13 @@
 //! One step of the engine: plan, execute, take in.
 
-use std::time::Duration;
+use std::{iter, time::Duration};
 
 use pageloom_model_runner::{Batch, RowError, RowOutput, StepOutput};
-use pageloom_scheduler::{EndReason, PlannedSeq, SeqEvent, SeqId, SeqResult};
+use pageloom_scheduler::{EndReason, PlannedSeq, SeqEvent, SeqId, SeqResult, StepTimes};
 
 use crate::{
     Engine, EngineError, ExecutorError, FinishReason, RequestEvent, batch, executor::guarded,
+    sequence::SequenceState,
 };
 
 impl Engine {
@@ -15,6 +16,10 @@ impl Engine {
     ///
     /// A step that fails ends the sequences that were part of it with [`FinishReason::Error`];
     /// all others go on, and so does the engine. The same holds when the executor panics.
+    ///
+    /// If the step could not even be submitted, the blocks it was to move are moved by the next
+    /// call, before anything else: others rely on them. If that fails too, every request ends
+    /// with [`FinishReason::Error`], and the call after the next request tries again.
     ///
     /// # Errors
     /// [`EngineError::Stalled`], a bug.
@@ -36,10 +41,17 @@ impl Engine {
     /// If a step was begun and not ended.
     pub fn begin_step(&mut self, now: Duration) -> Result<bool, EngineError> {
         assert!(!self.in_flight, "a step was begun and not ended");
+        if !self.scheduler.has_work() {
+            return Ok(false);
+        }
+        if self.owed.has_transfers()
+            && let Err(error) = self.do_owed_transfers()
+        {
+            self.count_failed_step();
+            self.end_all(&FinishReason::Error(error.to_string()), now);
+            return Ok(true);
+        }
         let Some(plan) = self.scheduler.schedule() else {
-            if !self.scheduler.has_work() {
-                return Ok(false);
-            }
             let stats = self.scheduler.stats();
             return Err(EngineError::Stalled {
                 num_waiting: stats.num_waiting,
@@ -54,13 +66,34 @@ impl Engine {
         }
         let plan = self.scheduler.plan().expect("just planned");
         let mut batch = std::mem::take(&mut self.batch);
-        batch::fill(&mut batch, plan, &self.scheduler, &self.states);
+        let requests = &self.requests;
+        batch::fill(&mut batch, plan, &self.scheduler, &self.states, |id| {
+            requests.get(&id).map_or(&[], |request| &request.to_fork)
+        });
+        self.step_began = now;
         self.expected = (batch.step, batch.outputs.len());
         self.in_flight = true;
         if let Err(error) = guarded(|| self.executor.submit(batch)) {
+            let plan = self.scheduler.plan().expect("a step is in flight");
+            batch::fill_transfers(&mut self.owed, plan);
             self.fail_step(&error, now);
         }
         Ok(true)
+    }
+
+    /// Does the transfers of a step that could not be submitted.
+    ///
+    /// Later steps rely on them, and so may a later one's transfers: nothing is planned before
+    /// they are done, so that never more than one step's are owed, and the order is kept.
+    fn do_owed_transfers(&mut self) -> Result<(), ExecutorError> {
+        self.expected = (self.owed.step, 0);
+        let batch = self.owed.clone();
+        guarded(|| self.executor.submit(batch))?;
+        // Done, whatever comes: the executor's contract.
+        self.owed.clear();
+        guarded(|| self.executor.wait())
+            .and_then(|done| self.checked(done))
+            .map(drop)
     }
 
     /// The second half: waits for the executor and takes in what it computed. `now` is asked for
@@ -100,20 +133,41 @@ impl Engine {
         let step = plan.step;
         self.results.clear();
         let mut rows = output.rows.into_iter();
-        for planned in &plan.seqs {
+        let mut outputs = self.batch.outputs.iter().peekable();
+        for (planned, &end) in plan.seqs.iter().zip(&self.batch.row_offsets[1..]) {
+            // Whoever left meanwhile has rows too.
+            let num_rows = iter::from_fn(|| outputs.next_if(|output| output.row < end)).count();
+            let mut rows = rows.by_ref().take(num_rows);
             let state = self.states[planned.id.index()].as_mut();
             let state = state.filter(|state| state.id == planned.id);
+            let request = state.as_ref().map(|state| state.request);
             let result = take_rows(planned, &mut rows, state);
             self.results.push(result);
+            let request = request.and_then(|id| self.requests.get_mut(&id));
+            let to_fork = request.map_or(&mut [][..], |request| &mut request.to_fork);
+            for (state, row) in to_fork.iter_mut().zip(&mut rows) {
+                match row {
+                    Ok(row) => state.drawn = Some(row),
+                    Err(error) => state.failure = Some(error.to_string()),
+                }
+            }
+            rows.for_each(drop);
         }
+        let swap = output.transfer_time;
+        let compute = now.saturating_sub(self.step_began).saturating_sub(swap);
         self.report(step, now);
+        self.scheduler.observe(StepTimes { swap, compute });
+    }
+
+    fn count_failed_step(&mut self) {
+        self.stats.num_failed_steps += 1;
+        self.num_failed_steps_in_row += 1;
     }
 
     /// Ends every sequence of the step in flight.
     fn fail_step(&mut self, error: &ExecutorError, now: Duration) {
         self.in_flight = false;
-        self.stats.num_failed_steps += 1;
-        self.num_failed_steps_in_row += 1;
+        self.count_failed_step();
         let plan = self.scheduler.plan().expect("a step is in flight");
         let step = plan.step;
         self.results.clear();
@@ -131,6 +185,13 @@ impl Engine {
     fn report(&mut self, step: pageloom_scheduler::StepId, now: Duration) {
         let mut events = std::mem::take(&mut self.seq_events);
         self.scheduler.update(step, &self.results, &mut events);
+        // Before any of them leaves; but kept only after, since what leaves has the same places.
+        let mut forks = Vec::new();
+        for event in &events {
+            if let SeqEvent::Token { id, .. } = *event {
+                self.fork(id, &mut forks);
+            }
+        }
         for event in events.drain(..) {
             match event {
                 SeqEvent::PromptComputed {
@@ -142,6 +203,9 @@ impl Engine {
             }
         }
         self.seq_events = events;
+        for fork in forks {
+            self.fork_drawn(fork, now);
+        }
     }
 
     fn prompt_computed(&mut self, id: SeqId, num_cached_tokens: usize) {
@@ -170,6 +234,51 @@ impl Engine {
             logprobs,
         };
         self.events.push_back((request_id, event));
+    }
+
+    /// Forks the first sequence of a request, which has drawn its first token, into all.
+    fn fork(&mut self, id: SeqId, forks: &mut Vec<SequenceState>) {
+        let state = self.states[id.index()].as_ref();
+        let Some(state) = state.filter(|state| state.id == id) else {
+            return;
+        };
+        let Some(request) = self.requests.get_mut(&state.request) else {
+            return;
+        };
+        for mut fork in request.to_fork.drain(..) {
+            fork.times = state.times.clone();
+            let token = fork.drawn.as_ref().map(|row| row.token);
+            // `None` where the first has all its tokens already, and then so has the fork.
+            fork.id = match token.and_then(|token| self.scheduler.fork(id, token)) {
+                Some(child) => {
+                    request.alive.push(child);
+                    child
+                }
+                None => id,
+            };
+            forks.push(fork);
+        }
+    }
+
+    /// The first token of a fork, which goes on if the scheduler knows it.
+    fn fork_drawn(&mut self, mut fork: SequenceState, now: Duration) {
+        if let Some(failure) = fork.failure.take() {
+            self.end_unforked(fork, FinishReason::Error(failure), now);
+            return;
+        }
+        if self.scheduler.tokens(fork.id).is_some() {
+            let id = fork.id;
+            self.keep(fork);
+            self.token_drawn(id, now);
+            return;
+        }
+        let drawn = fork.drawn.take().expect("a token was drawn");
+        self.stats.observe_token(&mut fork.times, now);
+        let delta = fork.take_token(&self.tokenizer, drawn);
+        let reason = delta.finish.clone().unwrap_or(FinishReason::Length);
+        self.events
+            .push_back((fork.request, RequestEvent::Output(delta)));
+        self.stats.observe_end(&fork.times, &reason, now);
     }
 
     fn token_drawn(&mut self, id: SeqId, now: Duration) {
@@ -202,12 +311,9 @@ impl Engine {
             ),
         };
         let request_id = state.request;
-        let prompt_sent = self
-            .requests
-            .get(&request_id)
-            .is_some_and(|r| r.prompt_sent);
-        if matches!(reason, FinishReason::Error(_)) && !prompt_sent {
-            // Its siblings wait for the prompt it could not compute; neither could they.
+        let request = self.requests.get(&request_id);
+        if request.is_some_and(|request| !request.to_fork.is_empty()) {
+            // The others were to be its forks.
             self.end_request(request_id, &reason, now);
         } else {
             self.end_sequence(id, reason, now);
@@ -219,7 +325,7 @@ impl Engine {
 fn take_rows(
     planned: &PlannedSeq,
     rows: &mut impl Iterator<Item = Result<RowOutput, RowError>>,
-    mut state: Option<&mut crate::sequence::SequenceState>,
+    mut state: Option<&mut SequenceState>,
 ) -> SeqResult {
     let mut failure = None;
     for _ in planned.scores.clone() {

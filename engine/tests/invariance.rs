@@ -3,7 +3,7 @@
 
 mod support;
 
-use pageloom_engine::{EngineConfig, Request};
+use pageloom_engine::{EngineConfig, PreemptionMode, Request};
 use pageloom_model_runner::SamplingParams;
 use support::{
     Harness, MakeEngine, Transcript, alone, alone_in, engine, greedy, model_engine, prompt,
@@ -72,7 +72,13 @@ fn check_all_in(make: MakeEngine, config: &EngineConfig, others: &[Request], min
         assert!(got.is_finished(subject.n));
         assert_eq!(output(got), output(&alone_in(make, subject)));
     }
-    let preemptions = harness.engine.stats().num_preemptions;
+    let stats = harness.engine.stats();
+    let preemptions = stats.num_preemptions_by_recompute + stats.num_preemptions_by_swap;
+    match config.preemption_mode {
+        PreemptionMode::Swap if min_preemptions > 0 => assert!(stats.num_preemptions_by_swap > 0),
+        PreemptionMode::Recompute => assert_eq!(stats.num_preemptions_by_swap, 0),
+        PreemptionMode::Swap | PreemptionMode::Auto => {}
+    }
     assert!(preemptions >= min_preemptions, "{preemptions} preemptions");
 }
 
@@ -96,26 +102,54 @@ fn chunked_at_several_budgets() {
         };
         check_all(&config, &sixteen_others(), 0);
     }
+    // One request at a time: one has three sequences.
     let one_by_one = EngineConfig {
-        max_num_seqs: 1,
-        max_num_batched_tokens: 1,
+        max_num_seqs: 3,
+        max_num_batched_tokens: 3,
         ..EngineConfig::default()
     };
     check_all(&one_by_one, &[], 0);
 }
 
+fn crowded(block_size: usize, preemption_mode: PreemptionMode) -> EngineConfig {
+    EngineConfig {
+        block_size,
+        num_blocks: 192_usize.div_ceil(block_size),
+        num_host_blocks: 600_usize.div_ceil(block_size),
+        preemption_mode,
+        max_num_batched_tokens: 64,
+        max_num_seqs: 64,
+        watermark: 0.0,
+        ..EngineConfig::default()
+    }
+}
+
 #[test]
-fn after_forced_preemptions() {
+fn after_being_recomputed() {
     for block_size in [1, 3, 16] {
-        let config = EngineConfig {
-            block_size,
-            num_blocks: 140_usize.div_ceil(block_size),
-            max_num_batched_tokens: 64,
-            max_num_seqs: 64,
-            watermark: 0.0,
-            ..EngineConfig::default()
-        };
+        let config = crowded(block_size, PreemptionMode::Recompute);
         check_all(&config, &sixteen_others(), 5);
+        let alone_on_the_device = EngineConfig {
+            num_host_blocks: 0,
+            enable_prefix_caching: false,
+            ..config
+        };
+        check_all(&alone_on_the_device, &sixteen_others(), 5);
+    }
+}
+
+#[test]
+fn after_being_swapped() {
+    for block_size in [1, 3, 16] {
+        for mode in [PreemptionMode::Swap, PreemptionMode::Auto] {
+            let config = crowded(block_size, mode);
+            check_all(&config, &sixteen_others(), 5);
+            let without_cache = EngineConfig {
+                enable_prefix_caching: false,
+                ..config
+            };
+            check_all(&without_cache, &sixteen_others(), 5);
+        }
     }
 }
 
@@ -174,11 +208,8 @@ fn sequences_of_a_request_differ_by_their_seeds_and_share_the_prompt() {
     let mut harness = Harness::new(engine(EngineConfig::default()));
     let id = harness.add(&request);
     harness.run();
-    // The followers compute no more of the prompt than its last block.
-    assert_eq!(
-        harness.engine.stats().num_computed_tokens,
-        64 + 3 * 16 + 4 * 19
-    );
+    // The prompt is computed once, and its last block shared until it is written.
+    assert_eq!(harness.engine.stats().num_computed_tokens, 64 + 4 * 19);
     for index in 0..4 {
         let mut single = Request {
             n: 1,

@@ -201,11 +201,12 @@ fn a_full_queue_refuses_all_sequences_of_a_request_or_none() {
         num_queued_tokens: 20,
     };
     assert_eq!(refused, full);
-    assert_eq!(harness.engine.stats().num_waiting, 2);
+    // One sequence waits, and two are to come of it.
+    assert_eq!(harness.engine.stats().num_waiting, 1);
     let long = greedy(prompt(1, 81), 5);
     assert_eq!(harness.engine.add(long, now).unwrap_err(), full);
     harness.step();
-    // The first sequence runs and the second waits for it.
+    // It has its seats, and counts in the queue no more.
     harness.add(&three);
     harness.run();
 }

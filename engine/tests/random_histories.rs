@@ -2,7 +2,12 @@
 
 mod support;
 
-use pageloom_engine::{EngineConfig, FinishReason, Request, RequestError, SimConfig, SimFault};
+use std::time::Duration;
+
+use pageloom_engine::{
+    EngineConfig, FinishReason, PreemptionMode, Request, RequestError, SchedulingPolicy, SimConfig,
+    SimFault,
+};
 use pageloom_model_runner::SamplingParams;
 use proptest::prelude::*;
 use support::{Harness, Transcript, alone, engine_with, prompt, sim};
@@ -70,7 +75,14 @@ prop_compose! {
     fn configs()(
         block_size in 1..6usize,
         slots in 70..200usize,
+        host_slots in prop_oneof![Just(0), 1..300usize],
         max_num_seqs in 1..9usize,
+        preemption_mode in prop_oneof![
+            Just(PreemptionMode::Auto),
+            Just(PreemptionMode::Swap),
+            Just(PreemptionMode::Recompute),
+        ],
+        by_priority in any::<bool>(),
         extra_budget in 0..40usize,
         long_prefill_token_threshold in 0..9usize,
         enable_prefix_caching in prop::bool::weighted(0.8),
@@ -78,7 +90,13 @@ prop_compose! {
         EngineConfig {
             block_size,
             num_blocks: slots.div_ceil(block_size),
+            num_host_blocks: host_slots / block_size,
             max_num_seqs,
+            preemption_mode,
+            scheduling_policy: match by_priority {
+                true => SchedulingPolicy::Priority { ageing: Duration::from_millis(100) },
+                false => SchedulingPolicy::Fcfs,
+            },
             max_num_batched_tokens: max_num_seqs + extra_budget,
             long_prefill_token_threshold,
             max_num_queued_requests: 12,
@@ -96,7 +114,7 @@ fn nth_alive(harness: &Harness, n: usize) -> Option<pageloom_engine::RequestId> 
 }
 
 fn abort_in_flight(harness: &mut Harness, n: usize) {
-    let now = std::time::Duration::ZERO;
+    let now = Duration::ZERO;
     if harness.engine.begin_step(now).expect("never stalls") {
         if let Some(id) = nth_alive(harness, n) {
             harness.abort(id);
@@ -109,7 +127,10 @@ fn abort_in_flight(harness: &mut Harness, n: usize) {
 /// What came out is the beginning of what comes out alone, and all of it unless something
 /// happened to the request.
 fn check(request: &Request, got: &Transcript) {
-    let expected = alone(request);
+    let expected = alone(&Request {
+        priority: 0,
+        ..request.clone()
+    });
     if let Some(logprobs) = &got.prompt_logprobs {
         assert_eq!(Some(logprobs), expected.prompt_logprobs.as_ref());
     }
@@ -135,18 +156,23 @@ proptest! {
         faults in faults(),
         ops in prop::collection::vec(op(), 1..40),
     ) {
+        let by_priority = config.scheduling_policy != SchedulingPolicy::Fcfs;
+        let most_seqs = config.max_num_seqs;
         let sim = SimConfig { faults, ..sim(&config) };
         let mut harness = Harness::new(engine_with(config, sim));
         let mut added = Vec::new();
         for op in ops {
             match op {
-                Op::Add(request) => {
-                    match harness.engine.add((*request).clone(), std::time::Duration::ZERO) {
+                Op::Add(mut request) => {
+                    request.n = request.n.min(most_seqs);
+                    request.priority = if by_priority { request.prompt.len() as i32 % 3 } else { 0 };
+                    match harness.engine.add((*request).clone(), Duration::ZERO) {
                         Ok(id) => {
                             harness.transcripts.insert(id, Transcript::default());
                             added.push((id, request));
                         }
                         Err(RequestError::QueueFull { .. }) => {}
+                        Err(RequestError::NeverFits { .. }) if request.n > 1 => {}
                         Err(other) => panic!("{other}"),
                     }
                 }

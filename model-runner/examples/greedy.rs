@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = RunnerConfig {
         block_size: BLOCK_SIZE,
         num_blocks: NUM_BLOCKS,
+        num_host_blocks: 0,
         kv_dtype: KvDtype::F32,
     };
     let mut runner = CpuRunner::new(model, config)?;

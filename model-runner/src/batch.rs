@@ -1,6 +1,7 @@
 //! One step's work and its outcome, as plain flat arrays.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::RunError;
 use crate::{SamplingParams, TokenId};
@@ -15,11 +16,27 @@ use crate::{SamplingParams, TokenId};
 /// tokens      t0 t1 t2 t3 t4          t               t
 /// row_offsets 0                       5               6               7
 /// ```
+///
+/// # Transfers
+///
+/// Whole blocks are moved before the step writes anything: first all `swap_outs`, then all
+/// `swap_ins`, then all `copies`. Those of one list may be done in any order and at once, so
+/// no block may be written by two of them, nor read by one and written by another. A block that
+/// is swapped out may be filled by a swap in of the same batch, and one that is swapped in may be
+/// copied.
+///
+/// They move what belongs to anybody, not only to the batch's own sequences; a batch without
+/// sequences may have transfers.
 #[derive(Debug, Default, Clone)]
 pub struct Batch {
     /// Number of the step; echoed in [`StepOutput::step`].
     pub step: u64,
-    /// Block copies (source, destination) to do before anything is written: copy-on-write.
+    /// Blocks to copy to the host tier: (device block, host block). See
+    /// [transfers](#transfers).
+    pub swap_outs: Vec<(u32, u32)>,
+    /// Blocks to copy back: (host block, device block).
+    pub swap_ins: Vec<(u32, u32)>,
+    /// Blocks to copy on the device: (source, destination). Copy-on-write.
     pub copies: Vec<(u32, u32)>,
     /// Token ids, `[num_tokens]`.
     pub tokens: Vec<TokenId>,
@@ -43,6 +60,8 @@ impl Batch {
     /// Empties every field and keeps its memory.
     pub fn clear(&mut self) {
         self.step = 0;
+        self.swap_outs.clear();
+        self.swap_ins.clear();
         self.copies.clear();
         self.tokens.clear();
         self.positions.clear();
@@ -54,7 +73,44 @@ impl Batch {
         self.outputs.clear();
     }
 
-    /// Checks that the fields agree with each other: a slot must be the one its position has in
+    /// Whether the batch moves any block.
+    pub fn has_transfers(&self) -> bool {
+        !(self.swap_outs.is_empty() && self.swap_ins.is_empty() && self.copies.is_empty())
+    }
+
+    /// Checks that the blocks of all [transfers](#transfers) exist.
+    ///
+    /// # Errors
+    /// [`RunError::Batch`] names the list, [`RunError::NoHostTier`] if there is one and no host
+    /// block.
+    pub fn check_transfers(
+        &self,
+        num_blocks: usize,
+        num_host_blocks: usize,
+    ) -> Result<(), RunError> {
+        if num_host_blocks == 0 && !(self.swap_outs.is_empty() && self.swap_ins.is_empty()) {
+            return Err(RunError::NoHostTier);
+        }
+        let (device, host) = (("device", num_blocks), ("host", num_host_blocks));
+        for (field, pairs, tiers) in [
+            ("swap_outs", &self.swap_outs, [device, host]),
+            ("swap_ins", &self.swap_ins, [host, device]),
+            ("copies", &self.copies, [device, device]),
+        ] {
+            for (i, &(source, destination)) in pairs.iter().enumerate() {
+                for (block, (tier, len)) in [source, destination].into_iter().zip(tiers) {
+                    if block as usize >= len {
+                        let reason =
+                            format!("entry {i} names block {block} of {len} {tier} blocks");
+                        return Err(RunError::Batch { field, reason });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the fields agree with each other, but for the transfers: a slot must be the one its position has in
     /// its sequence's block table.
     ///
     /// # Errors
@@ -182,6 +238,8 @@ pub struct RowOutput {
 pub struct StepOutput {
     /// Number of the step.
     pub step: u64,
+    /// How long the transfers took.
+    pub transfer_time: Duration,
     /// One entry per [`Batch::outputs`] row; a row that failed (not-a-number logits) fails alone.
     pub rows: Vec<Result<RowOutput, RowError>>,
 }

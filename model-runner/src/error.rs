@@ -17,6 +17,9 @@ pub enum RunError {
     /// A step was run before the back end was given a KV cache.
     #[error("the back end has no KV cache yet")]
     NoCache,
+    /// A batch swaps blocks and the runner was made without host blocks.
+    #[error("the batch swaps blocks, and the runner has no host blocks")]
+    NoHostTier,
     /// A kernel refused its arguments.
     #[error(transparent)]
     Kernel(#[from] KernelError),

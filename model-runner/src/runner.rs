@@ -1,6 +1,7 @@
 //! A loaded model and the memory it runs in.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use pageloom_paged_attn_kernels::{CacheLayout, KvDtype};
 
@@ -85,6 +86,7 @@ impl Model {
         let layout = self.cache_layout(&RunnerConfig {
             block_size,
             num_blocks: 1,
+            num_host_blocks: 0,
             kv_dtype,
         });
         Ok(layout.bytes_per_block()? as u64)
@@ -102,13 +104,15 @@ impl Model {
     }
 }
 
-/// Shape of the KV cache a runner works on.
+/// Shape of the KV cache a runner works on, and of the tier behind it.
 #[derive(Debug, Clone, Copy)]
 pub struct RunnerConfig {
     /// Tokens a block.
     pub block_size: usize,
-    /// Blocks in the pool.
+    /// Blocks that attention reads.
     pub num_blocks: usize,
+    /// Blocks of the host tier, which others are swapped to; 0 for none.
+    pub num_host_blocks: usize,
     /// Number format of keys and values.
     pub kv_dtype: KvDtype,
 }
@@ -120,17 +124,19 @@ pub struct CpuRunner {
     logits: CpuRows,
     /// One a thread, each used by its own thread alone.
     samplers: Vec<Mutex<Sampler>>,
-    block_size: usize,
+    cache: RunnerConfig,
 }
 
 impl CpuRunner {
-    /// Gives a model its KV cache. Memory is taken as blocks are first written.
+    /// Gives a model its KV cache and host tier. Memory is taken as blocks are first written.
     ///
     /// # Errors
     /// [`RunError::Kernel`] if the layout is not supported or memory is short.
     pub fn new(mut model: Model, config: RunnerConfig) -> Result<CpuRunner, RunError> {
         let layout = model.cache_layout(&config);
-        model.backend.allocate_cache(layout)?;
+        model
+            .backend
+            .allocate_cache(layout, config.num_host_blocks)?;
         let num_threads = model.backend.pool().num_threads();
         Ok(CpuRunner {
             activations: model.decoder.activations(&model.backend, &model.config),
@@ -138,7 +144,7 @@ impl CpuRunner {
             samplers: (0..num_threads)
                 .map(|_| Mutex::new(Sampler::new()))
                 .collect(),
-            block_size: config.block_size,
+            cache: config,
             model,
         })
     }
@@ -148,20 +154,35 @@ impl CpuRunner {
         &self.model.config
     }
 
-    /// Computes one step: copies, forward pass, logits, sampling.
+    /// Whether [`run`](Self::run) can do the batch's transfers.
+    ///
+    /// # Errors
+    /// Those of [`Batch::check_transfers`].
+    pub fn check_transfers(&self, batch: &Batch) -> Result<(), RunError> {
+        batch.check_transfers(self.cache.num_blocks, self.cache.num_host_blocks)
+    }
+
+    /// Computes one step: transfers, forward pass, logits, sampling.
     ///
     /// `out` is overwritten. A row whose logits are not numbers fails alone, in `out`.
     ///
     /// # Errors
-    /// [`RunError`] if the batch contradicts itself, the model or the cache. The caches of the
-    /// batch's own sequences are unspecified then; those of other sequences are intact.
+    /// [`RunError`] if the batch contradicts itself, the model or the cache. With the errors of
+    /// [`check_transfers`](Self::check_transfers) nothing was done. With any other all transfers
+    /// were; the caches of the batch's own sequences are unspecified then, and those of other
+    /// sequences are intact.
     pub fn run(&mut self, batch: &Batch, out: &mut StepOutput) -> Result<(), RunError> {
         out.step = batch.step;
         out.rows.clear();
-        batch.check(self.block_size)?;
+        self.check_transfers(batch)?;
         let Model {
             backend, decoder, ..
         } = &mut self.model;
+        // Before anything can fail: what they move may belong to others.
+        let began = Instant::now();
+        backend.transfer(batch)?;
+        out.transfer_time = began.elapsed();
+        batch.check(self.cache.block_size)?;
         decoder.forward(backend, batch, &mut self.activations)?;
         for wanted in batch.outputs.chunks(LOGIT_ROWS) {
             let rows = wanted.iter().map(|output| output.row);

@@ -50,6 +50,7 @@ fn real_runner(dtype: WeightDtype, kv_dtype: KvDtype) -> CpuRunner {
     let config = RunnerConfig {
         block_size: 16,
         num_blocks: 512,
+        num_host_blocks: 0,
         kv_dtype,
     };
     CpuRunner::new(model, config).unwrap()

@@ -166,6 +166,16 @@ pub enum KernelError {
     /// A plan was run on a cache of another shape than it was made for.
     #[error("the plan was made for another cache layout, or none was made")]
     PlanMismatch,
+    /// Two caches that blocks are swapped between do not hold the same kind of blocks.
+    #[error("blocks cannot be swapped: {name} is {from} in the one cache and {to} in the other")]
+    LayoutMismatch {
+        /// The field of [`CacheLayout`](crate::CacheLayout) that differs.
+        name: &'static str,
+        /// Its value in the cache to read.
+        from: String,
+        /// Its value in the cache to write.
+        to: String,
+    },
     /// This machine cannot run the instruction set asked for.
     #[error("this machine has no {isa}")]
     IsaUnsupported {

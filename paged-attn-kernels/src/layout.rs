@@ -1,5 +1,7 @@
 //! Shape of a paged cache, and how its elements are numbered.
 
+use std::fmt::Debug;
+
 use half::bf16;
 
 use crate::KernelError;
@@ -150,6 +152,40 @@ impl CacheLayout {
             layer,
             num_layers: self.num_layers,
         })
+    }
+
+    /// Refuses caches whose blocks are not alike; how many blocks each has does not matter.
+    pub(crate) fn check_swap(&self, to: &CacheLayout) -> Result<(), KernelError> {
+        let fail = |name, from: &dyn Debug, to: &dyn Debug| {
+            Err(KernelError::LayoutMismatch {
+                name,
+                from: format!("{from:?}"),
+                to: format!("{to:?}"),
+            })
+        };
+        // Taken apart, so that a field added later cannot be forgotten here.
+        let CacheLayout {
+            num_layers,
+            num_blocks: _,
+            block_size,
+            num_kv_heads,
+            head_dim,
+            dtype,
+        } = self;
+        for (name, from, to) in [
+            ("num_layers", num_layers, &to.num_layers),
+            ("block_size", block_size, &to.block_size),
+            ("num_kv_heads", num_kv_heads, &to.num_kv_heads),
+            ("head_dim", head_dim, &to.head_dim),
+        ] {
+            if from != to {
+                return fail(name, from, to);
+            }
+        }
+        if *dtype != to.dtype {
+            return fail("dtype", dtype, &to.dtype);
+        }
+        Ok(())
     }
 
     fn overflow(&self) -> KernelError {

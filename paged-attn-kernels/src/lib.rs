@@ -1,4 +1,4 @@
-//! Kernels over a paged KV cache: write, attend and copy, usable without the rest of Pageloom.
+//! Kernels over a paged KV cache: write, attend, copy and swap, usable without the rest of Pageloom.
 //!
 //! A [`KvCache`] holds keys and values in blocks of a fixed number of tokens. A sequence's blocks
 //! may lie anywhere in it; its block table lists them in the order of its tokens. The operations

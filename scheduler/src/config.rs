@@ -1,6 +1,24 @@
 //! What a scheduler is made from.
 
-use crate::ConfigError;
+use core::time::Duration;
+
+use crate::{ConfigError, PreemptionMode};
+
+/// Who goes first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum SchedulingPolicy {
+    /// Who came first.
+    #[default]
+    Fcfs,
+    /// The lower [`priority`](crate::NewSequence::priority); it may take the place of what runs
+    /// with a higher one.
+    Priority {
+        /// A request that waited this long for each class that it is behind another, since that
+        /// one arrived, goes first: nothing waits for ever. Zero is first come, first served but
+        /// for requests that arrive in the same microsecond.
+        ageing: Duration,
+    },
+}
 
 /// Budgets and caps of a [`Scheduler`](crate::Scheduler).
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +41,10 @@ pub struct Config {
     /// to grow, so that they do not preempt what was admitted just before. Ignored when nothing
     /// runs.
     pub watermark: f64,
+    /// Who goes first.
+    pub policy: SchedulingPolicy,
+    /// What is done with the blocks of a preempted group.
+    pub preemption_mode: PreemptionMode,
 }
 
 impl Default for Config {
@@ -35,6 +57,8 @@ impl Default for Config {
             max_num_queued_tokens: 4 << 20,
             long_prefill_token_threshold: 0,
             watermark: 0.01,
+            policy: SchedulingPolicy::default(),
+            preemption_mode: PreemptionMode::default(),
         }
     }
 }

@@ -49,8 +49,16 @@ pub enum AdmissionError {
         /// The limit on both together.
         max_model_len: usize,
     },
-    /// Even alone in the pool the sequence could not be finished.
-    #[error("the sequence needs up to {needed_blocks} blocks, the whole pool has {num_blocks}")]
+    /// No group has so many sequences.
+    #[error("{num_seqs} sequences; there must be 1 to max_num_seqs {max_num_seqs}")]
+    TooManySeqs {
+        /// Sequences asked for.
+        num_seqs: usize,
+        /// Sequences that run at once.
+        max_num_seqs: usize,
+    },
+    /// Even alone in the pool the sequences could not be finished.
+    #[error("the request needs up to {needed_blocks} blocks, the whole pool has {num_blocks}")]
     NeverFits {
         /// Blocks at its longest.
         needed_blocks: usize,

@@ -1,38 +1,36 @@
-//! Sequences that wait for blocks, first come, first served.
+//! Groups that wait for blocks and seats.
 
 use std::collections::VecDeque;
 
-/// A queue in order of arrival, whatever the order of insertion: a sequence that was preempted,
-/// or waited for the one it follows, re-enters at its own place.
+use crate::group::Order;
+
+/// A queue in order of precedence, whatever the order of insertion: a group that was preempted
+/// re-enters at its own place.
 #[derive(Debug, Default)]
 pub(crate) struct WaitingQueue {
-    /// Arrival and slot.
-    entries: VecDeque<(u64, u32)>,
+    /// The order and the place of each group.
+    entries: VecDeque<(Order, u32)>,
 }
 
 impl WaitingQueue {
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     pub(crate) fn front(&self) -> Option<u32> {
-        self.entries.front().map(|&(_, slot)| slot)
+        self.entries.front().map(|&(_, group)| group)
     }
 
     pub(crate) fn pop_front(&mut self) {
         self.entries.pop_front();
     }
 
-    pub(crate) fn insert(&mut self, arrival: u64, slot: u32) {
-        let place = self.entries.partition_point(|&(a, _)| a < arrival);
-        self.entries.insert(place, (arrival, slot));
+    pub(crate) fn insert(&mut self, order: Order, group: u32) {
+        let place = self.entries.partition_point(|&(o, _)| o < order);
+        self.entries.insert(place, (order, group));
     }
 
-    pub(crate) fn remove(&mut self, arrival: u64) {
+    pub(crate) fn remove(&mut self, order: Order) {
         let place = self
             .entries
-            .binary_search_by_key(&arrival, |&(a, _)| a)
-            .expect("a waiting sequence is in the queue");
+            .binary_search_by_key(&order, |&(o, _)| o)
+            .expect("a waiting group is in the queue");
         self.entries.remove(place);
     }
 }

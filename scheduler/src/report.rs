@@ -2,7 +2,7 @@
 
 use pageloom_block_manager::StepId;
 
-use crate::{EndReason, PlannedSeq, Scheduler, SeqEvent, SeqResult, sequence::Place};
+use crate::{EndReason, PlannedSeq, Scheduler, SeqEvent, SeqResult};
 
 impl Scheduler {
     /// Reports the step in flight: `results` has one entry for each of its sequences, in order.
@@ -68,9 +68,7 @@ impl Scheduler {
                 id: planned.id,
                 num_cached_tokens: sequence.num_cached,
             });
-            self.unpark_followers(slot);
         }
-        let sequence = &mut self.sequences[slot as usize];
         match (planned.sample, result) {
             (true, SeqResult::Token(token)) => {
                 sequence.tokens.push(token);
@@ -100,7 +98,7 @@ impl Scheduler {
     /// Ends a running sequence while a step is reported; `sweep` frees its slot.
     fn end(&mut self, slot: u32) {
         self.close(slot);
-        self.sequences[slot as usize].place = Place::Gone;
+        self.sequences[slot as usize].gone = true;
         self.ended.push(slot);
     }
 
@@ -110,8 +108,7 @@ impl Scheduler {
             return;
         }
         let sequences = &self.sequences;
-        self.running
-            .retain(|&slot| sequences[slot as usize].place != Place::Gone);
+        self.running.retain(|&slot| !sequences[slot as usize].gone);
         for slot in self.ended.drain(..) {
             self.sequences.remove(slot as usize);
         }

@@ -1,8 +1,13 @@
 //! Planning a step: decodes, then prefills that go on, then admissions.
 
+use core::ops::Range;
+
 use pageloom_block_manager::StepId;
 
-use crate::{PlannedSeq, Scheduler, StepPlan, sequence::Place};
+use crate::{
+    PlannedSeq, Scheduler, SchedulingPolicy, StepPlan,
+    group::{Order, Place},
+};
 
 /// Tokens of the step not yet given away.
 type Budget = usize;
@@ -13,24 +18,32 @@ impl Scheduler {
     /// The plan stays readable as [`plan`](Self::plan) until [`update`](Self::update) reports it.
     ///
     /// # Panics
-    /// If a step is in flight.
+    /// If a step is in flight, or if a group has more sequences than seats.
     pub fn schedule(&mut self) -> Option<&StepPlan> {
         assert!(
             self.in_flight.is_none(),
             "step {} is still in flight",
             self.next_step - 1
         );
+        assert!(
+            self.running.len() <= self.num_seats,
+            "{} sequences run on {} seats: losers of a beam search did not end",
+            self.running.len(),
+            self.num_seats
+        );
         self.plan.seqs.clear();
         self.plan.num_tokens = 0;
         let mut budget = self.config.max_num_batched_tokens;
-        let preempted_before = self.stats.num_preemptions;
-        let num_prefills = self.plan_decodes(&mut budget);
-        if num_prefills > 0 {
-            self.plan_prefills(&mut budget);
-        }
+        self.admit_urgent();
+        let preempted_before = self.num_preemptions();
+        self.plan_running(&mut budget);
         // Whoever was preempted a moment ago must not be let in again by the same step.
-        if self.stats.num_preemptions == preempted_before {
+        if self.num_preemptions() == preempted_before {
             self.admit(&mut budget);
+        }
+        if self.plan.seqs.is_empty() && !self.running.is_empty() {
+            // A group was let in that is not through with its preemption, and nothing is beside it.
+            self.plan_running(&mut budget);
         }
         if self.plan.seqs.is_empty() {
             return None;
@@ -43,153 +56,160 @@ impl Scheduler {
         Some(&self.plan)
     }
 
-    /// Plans every running sequence that lacks one token, preempting from the other end when
-    /// the pool is empty. Returns how many running sequences lack more.
+    /// Plans what runs.
+    fn plan_running(&mut self, budget: &mut Budget) {
+        if self.num_tableless > 0 {
+            self.give_tables();
+        }
+        let num_prefills = self.plan_decodes(budget);
+        if num_prefills > 0 {
+            self.plan_prefills(0..self.running.len(), budget);
+        }
+    }
+
+    /// Plans every running sequence that lacks one token, group by group, preempting from the
+    /// other end when the pool is empty. Returns how many running sequences lack more.
     fn plan_decodes(&mut self, budget: &mut Budget) -> usize {
         let mut num_prefills = 0;
         let mut at = 0;
         while at < self.running.len() {
-            let slot = self.running[at];
-            if self.sequences[slot as usize].num_remaining() > 1 {
-                num_prefills += 1;
-                at += 1;
-            } else if self.reserve_last(slot) {
-                self.plan_chunk(slot, budget);
-                at += 1;
-            } else {
-                // The last arrived, which may be this very sequence: never a planned one, since
-                // those are all before it.
-                self.preempt_last();
+            let group = self.group_of(self.running[at]);
+            let (order, lockstep) = (group.order, group.lockstep);
+            let end = at + group.members.len();
+            let is_behind = |slot: &u32| self.sequences[*slot as usize].is_behind();
+            let num_behind = self.running[at..end]
+                .iter()
+                .filter(|s| is_behind(s))
+                .count();
+            num_prefills += num_behind;
+            if lockstep && num_behind > 0 {
+                at = end;
+                continue;
             }
+            // All slots first: if this group must make way itself, none of it is planned.
+            let reserved = (at..end).all(|i| self.reserve_last_of(i, order));
+            if !reserved {
+                break;
+            }
+            for i in at..end {
+                if !self.sequences[self.running[i] as usize].is_behind() {
+                    self.plan_chunk(self.running[i], 0, budget);
+                }
+            }
+            at = end;
         }
         num_prefills
     }
 
-    /// Gives what is left of the budget to prompts under way, first come first served. Their
-    /// slots were all reserved when they were admitted.
-    fn plan_prefills(&mut self, budget: &mut Budget) {
-        for at in 0..self.running.len() {
-            if *budget == 0 {
-                break;
-            }
-            let slot = self.running[at];
-            if self.sequences[slot as usize].num_remaining() > 1 {
-                self.plan_chunk(slot, budget);
-            }
+    /// Makes sure that the decode at this place of the running has a slot. False if its own
+    /// group was preempted for want of one, which is then the last.
+    fn reserve_last_of(&mut self, place: usize, order: Order) -> bool {
+        let slot = self.running[place];
+        if self.sequences[slot as usize].is_behind() {
+            return true;
         }
-    }
-
-    /// Lets waiting sequences in, strictly in order: the head waits until it fits, and nobody
-    /// overtakes it.
-    fn admit(&mut self, budget: &mut Budget) {
-        while *budget > 0 && self.running.len() < self.config.max_num_seqs {
-            let Some(slot) = self.waiting.front() else {
-                break;
-            };
-            if !self.open_table(slot) {
-                break;
+        while !self.reserve_last(slot) {
+            if self.preempt_last() == order {
+                return false;
             }
-            self.waiting.pop_front();
-            self.unqueue(slot);
-            let place = self.running_place(self.sequences[slot as usize].arrival);
-            self.running.insert(place, slot);
-            self.plan_chunk(slot, budget);
-        }
-    }
-
-    /// Gives a waiting sequence a table with room for all its tokens, cached blocks first.
-    /// Changes nothing and returns false if they do not fit.
-    fn open_table(&mut self, slot: u32) -> bool {
-        let sequence = &self.sequences[slot as usize];
-        let available = self.blocks.num_available_blocks();
-        let alone = self.running.is_empty();
-        let blocked = self
-            .blocked
-            .is_some_and(|(id, at)| id == sequence.id && available <= at);
-        if blocked && !alone {
-            return false;
-        }
-        // Scores come from computing: a position found in the cache has no logits.
-        let known: &[_] = if sequence.needs_scores() {
-            &[]
-        } else {
-            &sequence.tokens
-        };
-        let num_known = known.len();
-        let num_tokens = sequence.tokens.len();
-        let num_slots = num_tokens.next_multiple_of(self.block_size());
-        // Alone, it may have what would be left for others.
-        let keep = if alone { 0 } else { self.watermark_blocks() };
-        let admitted = self
-            .blocks
-            .admit(known, num_slots, sequence.namespace, keep);
-        let Ok((table, num_cached)) = admitted else {
-            self.blocked = Some((sequence.id, available));
-            return false;
-        };
-        self.blocked = None;
-        let sequence = &mut self.sequences[slot as usize];
-        sequence.table = Some(table);
-        sequence.place = Place::Running;
-        sequence.num_computed = num_cached;
-        sequence.num_committed = num_cached;
-        sequence.num_slots = num_slots;
-        if sequence.queued {
-            sequence.num_cached = num_cached;
-            self.stats.num_prefix_queries += num_known as u64;
-            self.stats.num_prefix_hits += num_cached as u64;
-            // Its tokens never move again while it runs.
-            let to_come = sequence.max_len - num_tokens;
-            sequence.tokens.reserve_exact(to_come);
         }
         true
     }
 
-    fn watermark_blocks(&self) -> usize {
-        (self.config.watermark * self.blocks.config().num_blocks as f64).ceil() as usize
-    }
-
-    /// Makes sure that a running sequence's last token has a slot. The manager is asked for a
-    /// whole block at a time, which costs no more than a slot of it, so most steps ask nothing.
-    fn reserve_last(&mut self, slot: u32) -> bool {
-        let sequence = &mut self.sequences[slot as usize];
-        if sequence.tokens.len() <= sequence.num_slots {
-            return true;
+    /// Gives what is left of the budget to prompts under way at these places of the running, in
+    /// order. Their slots were reserved when they got their tables.
+    fn plan_prefills(&mut self, places: Range<usize>, budget: &mut Budget) {
+        for at in places {
+            if *budget == 0 {
+                break;
+            }
+            let slot = self.running[at];
+            let sequence = &self.sequences[slot as usize];
+            if sequence.table.is_none() || sequence.in_flight {
+                continue;
+            }
+            // The last token of one is computed when all of them are that far.
+            let group = self.group_of(slot);
+            let held_back = usize::from(group.lockstep && group.members.len() > 1);
+            if sequence.num_remaining() > 1 {
+                self.plan_chunk(slot, held_back, budget);
+            }
         }
-        let num_slots = sequence.num_slots + self.blocks.config().block_size;
-        let table = sequence.table.expect("a running sequence has a table");
-        let missing = num_slots - sequence.num_committed;
-        let reserved = self.blocks.reserve(table, missing).is_ok();
-        if reserved {
-            sequence.num_slots = num_slots;
+    }
+
+    /// Lets waiting groups in, strictly in order: the head waits until it fits, and nobody
+    /// overtakes it.
+    fn admit(&mut self, budget: &mut Budget) {
+        while *budget > 0 {
+            let Some(group) = self.waiting.front() else {
+                break;
+            };
+            if !self.admit_group(group) {
+                break;
+            }
+            let first = self.first_place(self.groups[group as usize].order);
+            self.plan_admitted(first, budget);
         }
-        reserved
     }
 
-    /// Takes all blocks from the last arrived running sequence, which waits again at its place
-    /// in the queue: before everything that arrived later, with its output as part of its
-    /// prompt. Its full blocks stay findable until others need them.
-    fn preempt_last(&mut self) {
-        let slot = self.running.pop().expect("a sequence is running");
-        let sequence = &mut self.sequences[slot as usize];
-        let table = sequence.table.take();
-        self.blocks
-            .release(table.expect("a running sequence has a table"));
-        sequence.num_computed = 0;
-        sequence.place = Place::Waiting;
-        self.waiting.insert(sequence.arrival, slot);
-        self.stats.num_preemptions += 1;
+    /// Plans what it can of a group just let in, whose members begin at this place.
+    fn plan_admitted(&mut self, first: usize, budget: &mut Budget) {
+        let num_members = self.group_of(self.running[first]).members.len();
+        let places = first..first + num_members;
+        // If the first was found in the cache, the others can share it already.
+        for at in places.clone() {
+            let slot = self.running[at];
+            if self.sequences[slot as usize].table.is_none() && !self.share_table(slot).is_done() {
+                break;
+            }
+        }
+        let is_decode = |&slot: &u32| !self.sequences[slot as usize].is_behind();
+        if !self.running[places.clone()].iter().all(is_decode) {
+            self.plan_prefills(places, budget);
+            return;
+        }
+        // Brought back from the host: all or, by the next step, which may preempt for them.
+        let reserved = places.clone().all(|at| self.reserve_last(self.running[at]));
+        if reserved && num_members <= *budget {
+            for at in places {
+                self.plan_chunk(self.running[at], 0, budget);
+            }
+        }
     }
 
-    /// Plans as many of the sequence's remaining tokens as the budget has.
-    fn plan_chunk(&mut self, slot: u32, budget: &mut Budget) {
+    /// With priorities: lets the head of the queue in at the cost of less urgent groups that
+    /// run, if it does not fit beside them.
+    fn admit_urgent(&mut self) {
+        if self.config.policy == SchedulingPolicy::Fcfs {
+            return;
+        }
+        while let Some(head) = self.waiting.front() {
+            let Some(&last) = self.running.last() else {
+                return;
+            };
+            let (head_group, last_group) = (&self.groups[head as usize], self.group_of(last));
+            let yields =
+                head_group.priority < last_group.priority && head_group.order < last_group.order;
+            if !yields {
+                return;
+            }
+            if !self.admit_group(head) {
+                self.preempt_last();
+            }
+        }
+    }
+
+    /// Plans as many of the sequence's remaining tokens as the budget has, but for the last
+    /// `held_back`.
+    fn plan_chunk(&mut self, slot: u32, held_back: usize, budget: &mut Budget) {
         let threshold = match self.config.long_prefill_token_threshold {
             0 => usize::MAX,
             tokens => tokens,
         };
+        debug_assert_eq!(self.group_of(slot).place, Place::Running);
         let sequence = &mut self.sequences[slot as usize];
         let remaining = sequence.num_remaining();
-        let chunk = remaining.min(threshold).min(*budget);
+        let chunk = (remaining - held_back).min(threshold).min(*budget);
         debug_assert!(chunk > 0, "a planned sequence computes something");
         let (start, end) = (sequence.num_computed, sequence.num_computed + chunk);
         let scores_end = end.min(sequence.num_scores());

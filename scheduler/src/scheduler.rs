@@ -1,12 +1,17 @@
-//! The state machine: sequences come, steps are planned and reported, sequences go.
+//! The state machine: sequences come, fork, and go.
+
+use core::time::Duration;
 
 use pageloom_block_manager::{BlockId, BlockManager, StepId, TokenId};
 use slab::Slab;
 
 use crate::{
-    AdmissionError, Config, ConfigError, NewSequence, SchedulerStats, SeqId, StepPlan,
+    AdmissionError, Config, ConfigError, NewSequence, SchedulerStats, SchedulingPolicy, SeqId,
+    StepPlan, StepTimes,
+    cost::Costs,
+    group::{Group, Order, Place},
     queue::WaitingQueue,
-    sequence::{Place, Sequence},
+    sequence::Sequence,
 };
 
 /// Decides what each step computes; see the [crate page](crate) for the rules.
@@ -15,19 +20,25 @@ pub struct Scheduler {
     pub(crate) config: Config,
     pub(crate) blocks: BlockManager,
     pub(crate) sequences: Slab<Sequence>,
+    pub(crate) groups: Slab<Group>,
     pub(crate) waiting: WaitingQueue,
-    /// Slots of the sequences that hold blocks, in order of arrival.
+    /// Slots of the sequences of the running groups, group by group in their order.
     pub(crate) running: Vec<u32>,
-    pub(crate) num_parked: usize,
+    /// Seats of the running groups.
+    pub(crate) num_seats: usize,
+    /// Members of running groups that have no table.
+    pub(crate) num_tableless: usize,
     pub(crate) plan: StepPlan,
     /// The step of `plan`, until it is reported.
     pub(crate) in_flight: Option<StepId>,
     pub(crate) next_step: u64,
     /// The head of the queue that did not fit, and the blocks available then: nothing is tried
     /// again before there are more.
-    pub(crate) blocked: Option<(SeqId, usize)>,
+    pub(crate) blocked: Option<(Order, usize)>,
+    pub(crate) costs: Costs,
     pub(crate) stats: SchedulerStats,
     next_generation: u64,
+    next_arrival: u64,
     /// Slots that ended in the step being reported; kept for their room.
     pub(crate) ended: Vec<u32>,
 }
@@ -49,39 +60,51 @@ impl Scheduler {
             config,
             blocks,
             sequences: Slab::new(),
+            groups: Slab::new(),
             waiting: WaitingQueue::default(),
-            num_parked: 0,
+            num_seats: 0,
+            num_tableless: 0,
             in_flight: None,
             next_step: 0,
             blocked: None,
+            costs: Costs::default(),
             stats: SchedulerStats::default(),
             next_generation: 0,
+            next_arrival: 0,
         })
     }
 
-    /// Takes a sequence in at the end of the queue. Possible at any moment, also while a step
-    /// is in flight.
+    /// Takes a sequence in, the first of a new group, at its place in the queue. Possible at any
+    /// moment, also while a step is in flight.
+    ///
+    /// `now` is the time of arrival, on any clock; only priorities look at it.
     ///
     /// # Errors
     /// [`AdmissionError`] if it is empty, too long, could not even finish alone in the pool,
     /// or if the queue is full.
-    pub fn add(&mut self, new: NewSequence) -> Result<SeqId, AdmissionError> {
-        self.check_fits(new.prompt.len(), new.max_tokens)?;
-        self.check_queue(1, new.prompt.len())?;
-        let generation = self.next_generation;
-        self.next_generation += 1;
-        let entry = self.sequences.vacant_entry();
-        let id = SeqId {
-            index: u32::try_from(entry.key()).expect("fewer than 2^32 sequences"),
-            generation,
-        };
+    pub fn add(&mut self, new: NewSequence, now: Duration) -> Result<SeqId, AdmissionError> {
+        self.check_fits(new.prompt.len(), new.max_tokens, new.num_seqs)?;
+        self.check_queue(new.num_seqs, new.prompt.len() * new.num_seqs)?;
+        let order = self.next_order(new.priority, now);
         let num_prompt = new.prompt.len();
-        entry.insert(Sequence {
-            id,
+        let queued = (new.num_seqs, num_prompt * new.num_seqs);
+        let group = self.groups.insert(Group {
+            order,
+            priority: new.priority,
             place: Place::Waiting,
+            members: Vec::with_capacity(new.num_seqs),
+            num_seats: new.num_seqs,
+            lockstep: new.lockstep,
+            queued: Some(queued),
+            num_blocks_lost: 0,
+        });
+        let group = u32::try_from(group).expect("fewer than 2^32 groups");
+        let id = self.insert(|id| Sequence {
+            id,
+            group,
             in_flight: false,
             ending: false,
-            queued: true,
+            gone: false,
             prompt_reported: false,
             score_prompt: new.score_prompt,
             table: None,
@@ -91,38 +114,84 @@ impl Scheduler {
             tokens: new.prompt,
             num_prompt,
             max_len: num_prompt + new.max_tokens,
-            arrival: generation,
             high_water: 0,
             num_scored: 0,
             num_cached: 0,
             namespace: new.namespace,
-            followers: Vec::new(),
         });
-        self.stats.num_queued += 1;
-        self.stats.num_queued_tokens += num_prompt;
-        match new.follows.filter(|&leader| self.is_prompt_pending(leader)) {
-            Some(leader) => {
-                self.sequences[leader.index()].followers.push(id);
-                self.sequences[id.index()].place = Place::Parked { leader };
-                self.num_parked += 1;
-            }
-            None => self.waiting.insert(generation, id.index),
-        }
+        self.groups[group as usize].members.push(id.index);
+        self.stats.num_queued += queued.0;
+        self.stats.num_queued_tokens += queued.1;
+        self.stats.num_waiting += 1;
+        self.waiting.insert(order, group);
         Ok(id)
     }
 
-    /// Whether a sequence of this size could be finished.
+    /// Adds to the group of `parent` a sequence with the same tokens but for the last, which is
+    /// `last`. It shares all blocks of `parent`.
+    ///
+    /// For the moment after [`update`](Self::update) has reported the token that `last` is an
+    /// alternative to, before the next step is planned. `None` if `parent` has ended.
+    ///
+    /// # Panics
+    /// If anything but the last token of `parent` is still to be computed, or if its group has
+    /// as many sequences as it was let in for. In lockstep it may have more until the next step
+    /// is planned: survivors are forked before losers end.
+    pub fn fork(&mut self, parent: SeqId, last: TokenId) -> Option<SeqId> {
+        let sequence = self.alive(parent)?;
+        assert!(
+            !sequence.is_behind() && !sequence.in_flight,
+            "fork of sequence {parent}, which has not just drawn a token"
+        );
+        let group = sequence.group;
+        let Group {
+            members,
+            num_seats,
+            lockstep,
+            ..
+        } = &self.groups[group as usize];
+        assert!(
+            *lockstep || members.len() < *num_seats,
+            "fork of sequence {parent}, whose group has all its {num_seats} sequences"
+        );
+        let table = self.fork_table(parent.index);
+        let parent = &self.sequences[parent.index()];
+        let mut child = parent.clone();
+        // `clone` takes no more room than it needs, and the child is to grow.
+        child
+            .tokens
+            .reserve_exact(child.max_len - child.tokens.len());
+        *child.tokens.last_mut().expect("never empty") = last;
+        child.table = Some(table);
+        child.num_slots = child.num_computed;
+        child.score_prompt = false;
+        let (after, group) = (self.last_place_of(group), group as usize);
+        let id = self.insert(|id| Sequence { id, ..child });
+        self.groups[group].members.push(id.index);
+        self.running.insert(after, id.index);
+        Some(id)
+    }
+
+    /// Whether a group of this size could be finished.
     ///
     /// # Errors
-    /// [`AdmissionError::EmptyPrompt`], [`AdmissionError::TooLong`] or
-    /// [`AdmissionError::NeverFits`].
+    /// [`AdmissionError::EmptyPrompt`], [`AdmissionError::TooLong`],
+    /// [`AdmissionError::TooManySeqs`] or [`AdmissionError::NeverFits`].
     pub fn check_fits(
         &self,
         num_prompt_tokens: usize,
         max_tokens: usize,
+        num_seqs: usize,
     ) -> Result<(), AdmissionError> {
         if num_prompt_tokens == 0 {
             return Err(AdmissionError::EmptyPrompt);
+        }
+        let max_num_seqs = self.config.max_num_seqs;
+        if num_seqs == 0 || num_seqs > max_num_seqs {
+            return Err(AdmissionError::TooManySeqs {
+                num_seqs,
+                max_num_seqs,
+            });
         }
         let max_model_len = self.config.max_model_len;
         let longest = num_prompt_tokens
@@ -135,7 +204,8 @@ impl Scheduler {
             })?;
         // The last token is drawn but never computed, so it needs no slot.
         let num_slots = longest - usize::from(max_tokens > 0);
-        let needed_blocks = num_slots.div_ceil(self.block_size());
+        let needed_blocks =
+            blocks_at_longest(num_prompt_tokens, num_slots, num_seqs, self.block_size());
         let num_blocks = self.blocks.config().num_blocks;
         if needed_blocks > num_blocks {
             return Err(AdmissionError::NeverFits {
@@ -186,23 +256,21 @@ impl Scheduler {
             self.sequences[id.index()].ending = true;
             return true;
         }
-        let arrival = sequence.arrival;
-        match sequence.place {
-            Place::Waiting => self.waiting.remove(arrival),
-            Place::Parked { leader } => {
-                let leader = &mut self.sequences[leader.index()];
-                leader.followers.retain(|&follower| follower != id);
-                self.num_parked -= 1;
-            }
-            Place::Running => {
-                let place = self.running_place(arrival);
-                self.running.remove(place);
-            }
-            Place::Gone => unreachable!("swept before the report returned"),
+        if self.groups[sequence.group as usize].place == Place::Running {
+            let place = self.place_of(id.index);
+            self.running.remove(place);
         }
         self.close(id.index);
         self.sequences.remove(id.index());
         true
+    }
+
+    /// Tells how long the step reported last took, from which
+    /// [`PreemptionMode::Auto`](crate::PreemptionMode) learns.
+    pub fn observe(&mut self, times: StepTimes) {
+        let ops = &self.plan.ops;
+        let num_blocks = ops.swap_outs.len() + ops.swap_ins.len();
+        self.costs.observe(times, num_blocks, self.plan.num_tokens);
     }
 
     /// Whether any sequence waits or runs.
@@ -223,10 +291,12 @@ impl Scheduler {
         self.alive(id).map(|sequence| sequence.tokens.as_slice())
     }
 
-    /// The sequence's block table; `None` while it holds no blocks.
+    /// The sequence's block table; `None` while it holds no blocks of the device.
     #[must_use]
     pub fn blocks(&self, id: SeqId) -> Option<&[BlockId]> {
-        let table = self.alive(id)?.table?;
+        let sequence = self.alive(id)?;
+        let running = self.groups[sequence.group as usize].place == Place::Running;
+        let table = sequence.table.filter(|_| running)?;
         Some(self.blocks.blocks(table))
     }
 
@@ -247,7 +317,6 @@ impl Scheduler {
     pub fn stats(&self) -> SchedulerStats {
         SchedulerStats {
             num_running: self.running.len(),
-            num_waiting: self.waiting.len() + self.num_parked,
             ..self.stats
         }
     }
@@ -256,50 +325,125 @@ impl Scheduler {
         self.blocks.config().block_size
     }
 
-    /// Where in `running` the sequence with this arrival is, or would be.
-    pub(crate) fn running_place(&self, arrival: u64) -> usize {
-        self.running
-            .partition_point(|&slot| self.sequences[slot as usize].arrival < arrival)
+    fn next_order(&mut self, priority: i32, now: Duration) -> Order {
+        let arrival = self.next_arrival;
+        self.next_arrival += 1;
+        let due = match self.config.policy {
+            SchedulingPolicy::Fcfs => 0,
+            SchedulingPolicy::Priority { ageing } => {
+                let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+                let later = micros(ageing).saturating_mul(priority.into());
+                micros(now).saturating_add(later)
+            }
+        };
+        Order { due, arrival }
     }
 
-    fn alive(&self, id: SeqId) -> Option<&Sequence> {
+    fn insert(&mut self, make: impl FnOnce(SeqId) -> Sequence) -> SeqId {
+        let generation = self.next_generation;
+        self.next_generation += 1;
+        let entry = self.sequences.vacant_entry();
+        let id = SeqId {
+            index: u32::try_from(entry.key()).expect("fewer than 2^32 sequences"),
+            generation,
+        };
+        entry.insert(make(id));
+        id
+    }
+
+    pub(crate) fn group_of(&self, slot: u32) -> &Group {
+        &self.groups[self.sequences[slot as usize].group as usize]
+    }
+
+    /// Where in `running` the first member of a group with this order is, or would be.
+    pub(crate) fn first_place(&self, order: Order) -> usize {
+        self.running
+            .partition_point(|&slot| self.group_of(slot).order < order)
+    }
+
+    /// Behind the last member of the running group.
+    fn last_place_of(&self, group: u32) -> usize {
+        let group = &self.groups[group as usize];
+        self.first_place(group.order) + group.members.len()
+    }
+
+    fn place_of(&self, slot: u32) -> usize {
+        let first = self.first_place(self.group_of(slot).order);
+        let behind = self.running[first..].iter().position(|&s| s == slot);
+        first + behind.expect("members of running groups run")
+    }
+
+    pub(crate) fn alive(&self, id: SeqId) -> Option<&Sequence> {
         self.sequences
             .get(id.index())
             .filter(|sequence| sequence.id == id && !sequence.ending)
     }
 
-    fn is_prompt_pending(&self, id: SeqId) -> bool {
-        self.alive(id)
-            .is_some_and(|sequence| !sequence.prompt_reported)
-    }
-
-    /// Gives back what a sequence holds, on whatever way it goes.
+    /// Gives back what a sequence holds, on whatever way it goes, and takes it out of its group,
+    /// which goes with its last member.
     pub(crate) fn close(&mut self, slot: u32) {
         let sequence = &mut self.sequences[slot as usize];
-        if let Some(table) = sequence.table.take() {
+        let (group, table) = (sequence.group, sequence.table.take());
+        let members = &mut self.groups[group as usize].members;
+        members.retain(|&member| member != slot);
+        let is_last = members.is_empty();
+        if let Some(table) = table {
             self.blocks.release(table);
         }
-        self.unqueue(slot);
-        self.unpark_followers(slot);
-    }
-
-    /// Stops counting a sequence in the queue caps.
-    pub(crate) fn unqueue(&mut self, slot: u32) {
-        let sequence = &mut self.sequences[slot as usize];
-        if core::mem::take(&mut sequence.queued) {
-            self.stats.num_queued -= 1;
-            self.stats.num_queued_tokens -= sequence.num_prompt;
+        let entry = &mut self.groups[group as usize];
+        let running = entry.place == Place::Running;
+        if running && table.is_none() {
+            self.num_tableless -= 1;
+        }
+        if !running {
+            self.stats.num_waiting -= 1;
+        }
+        if is_last {
+            let seats = entry.num_seats;
+            let order = entry.order;
+            self.unqueue(group);
+            if running {
+                self.num_seats -= seats;
+            } else {
+                self.waiting.remove(order);
+            }
+            self.groups.remove(group as usize);
+        } else if !entry.lockstep && entry.num_seats > 1 && entry.members.len() < entry.num_seats {
+            // It forks no more once one of it has ended.
+            entry.num_seats -= 1;
+            if running {
+                self.num_seats -= 1;
+            }
         }
     }
 
-    /// Lets those who waited for this sequence's prompt into the queue, at their own places.
-    pub(crate) fn unpark_followers(&mut self, slot: u32) {
-        let followers = core::mem::take(&mut self.sequences[slot as usize].followers);
-        for follower in followers {
-            let sequence = &mut self.sequences[follower.index()];
-            sequence.place = Place::Waiting;
-            self.num_parked -= 1;
-            self.waiting.insert(sequence.arrival, follower.index);
+    /// Stops counting a group in the queue caps.
+    pub(crate) fn unqueue(&mut self, group: u32) {
+        if let Some((num_seqs, num_tokens)) = self.groups[group as usize].queued.take() {
+            self.stats.num_queued -= num_seqs;
+            self.stats.num_queued_tokens -= num_tokens;
         }
     }
+}
+
+/// Blocks that a group of `num_seqs` sequences of `num_slots` computed tokens each needs, if they
+/// have nothing in common but a prompt of `num_prompt_tokens`.
+///
+/// They share the whole blocks of their prompt. While tails are copied, the ones they are copied
+/// from count too, at most one for each.
+#[must_use]
+pub fn blocks_at_longest(
+    num_prompt_tokens: usize,
+    num_slots: usize,
+    num_seqs: usize,
+    block_size: usize,
+) -> usize {
+    let of_one = num_slots.div_ceil(block_size);
+    if num_seqs == 1 {
+        return of_one;
+    }
+    let shared = num_prompt_tokens / block_size;
+    num_seqs
+        .saturating_mul(of_one - shared + 1)
+        .saturating_add(shared)
 }

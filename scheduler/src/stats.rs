@@ -3,16 +3,18 @@
 /// A snapshot; counters only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SchedulerStats {
-    /// Sequences that hold blocks.
+    /// Sequences of the groups that have seats.
     pub num_running: usize,
-    /// Sequences that wait, preempted ones and followers included.
+    /// Sequences of the groups that wait, preempted ones included.
     pub num_waiting: usize,
-    /// Of those, the ones never scheduled: what the queue caps count.
+    /// Sequences that groups never scheduled will be: what the queue caps count.
     pub num_queued: usize,
-    /// Prompt tokens of the queued ones.
+    /// Prompt tokens of those.
     pub num_queued_tokens: usize,
-    /// Preemptions so far.
-    pub num_preemptions: u64,
+    /// Groups preempted so far whose blocks were copied to the host.
+    pub num_preemptions_by_swap: u64,
+    /// Groups preempted so far whose blocks were released, to be computed again.
+    pub num_preemptions_by_recompute: u64,
     /// Prompt tokens looked up in the prefix cache, once for each sequence.
     pub num_prefix_queries: u64,
     /// Prompt tokens found there.

@@ -2,7 +2,12 @@
 
 mod shadow;
 
-use pageloom_scheduler::{AdmissionError, Config, EndReason, Namespace, NewSequence, SeqId};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pageloom_scheduler::{
+    AdmissionError, Config, Namespace, NewSequence, PreemptionMode, SchedulingPolicy, SeqId,
+};
 use proptest::prelude::*;
 use shadow::Shadow;
 
@@ -13,8 +18,10 @@ enum Op {
         prompt_len: usize,
         max_tokens: usize,
         score: bool,
-        follow: bool,
+        num_seqs: usize,
+        lockstep: bool,
         namespace: u64,
+        priority: i32,
     },
     Step,
     /// A step in which one sequence fails and one is aborted.
@@ -26,14 +33,20 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let add = (0..2u32, 1..30usize, 0..20usize, any::<[bool; 2]>(), 0..8u64).prop_map(
-        |(family, prompt_len, max_tokens, [score, follow], namespace)| Op::Add {
-            family,
-            prompt_len,
-            max_tokens,
-            score,
-            follow,
-            namespace: namespace / 7,
+    let sizes = (0..2u32, 1..30usize, 0..20usize);
+    let num_seqs = prop_oneof![3 => Just(1), 1 => 2..6usize];
+    let add = (sizes, any::<[bool; 2]>(), num_seqs, 0..8u64, -1..2i32).prop_map(
+        |((family, prompt_len, max_tokens), [score, lockstep], num_seqs, namespace, priority)| {
+            Op::Add {
+                family,
+                prompt_len,
+                max_tokens,
+                score,
+                num_seqs,
+                lockstep: lockstep && num_seqs > 1,
+                namespace: namespace / 7,
+                priority,
+            }
         },
     );
     prop_oneof![
@@ -47,12 +60,22 @@ fn op() -> impl Strategy<Value = Op> {
 prop_compose! {
     fn configs()(
         block_size in 1..6usize,
-        num_blocks in 2..24usize,
+        num_blocks in 2..32usize,
+        num_host_blocks in prop_oneof![Just(0), 1..40usize],
         max_num_seqs in 1..9usize,
         extra_budget in 0..24usize,
         long_prefill_token_threshold in 0..8usize,
         watermark in prop_oneof![Just(0.0), Just(0.01), Just(0.5)],
         prefix_caching in prop::bool::weighted(0.8),
+        policy in prop_oneof![
+            Just(SchedulingPolicy::Fcfs),
+            (0..4u64).prop_map(|ms| SchedulingPolicy::Priority { ageing: Duration::from_millis(ms) }),
+        ],
+        preemption_mode in prop_oneof![
+            Just(PreemptionMode::Auto),
+            Just(PreemptionMode::Swap),
+            Just(PreemptionMode::Recompute),
+        ],
     ) -> (Config, pageloom_block_manager::Config) {
         let config = Config {
             max_num_seqs,
@@ -62,10 +85,13 @@ prop_compose! {
             max_num_queued_tokens: 200,
             long_prefill_token_threshold,
             watermark,
+            policy,
+            preemption_mode,
         };
         let blocks = pageloom_block_manager::Config {
             block_size,
             num_blocks,
+            num_host_blocks,
             prefix_caching,
             hash_seed: 7,
             ..Default::default()
@@ -91,16 +117,22 @@ fn nth(shadow: &Shadow, n: usize) -> Option<SeqId> {
 
 fn add(shadow: &mut Shadow, new: NewSequence) {
     let before = shadow.scheduler.stats();
-    let (len, max_tokens) = (new.prompt.len(), new.max_tokens);
+    let (len, max_tokens, num_seqs) = (new.prompt.len(), new.max_tokens, new.num_seqs);
     let config = shadow.scheduler.config().clone();
     let blocks = shadow.scheduler.block_manager().config().clone();
-    let slots = blocks.num_blocks * blocks.block_size;
     let too_long = len + max_tokens > config.max_model_len;
-    let never = len + max_tokens - usize::from(max_tokens > 0) > slots;
-    let full = before.num_queued == config.max_num_queued_requests
-        || before.num_queued_tokens + len > config.max_num_queued_tokens;
+    let slots = len + max_tokens - usize::from(max_tokens > 0);
+    let mut needed = slots.div_ceil(blocks.block_size);
+    if num_seqs > 1 {
+        let shared = len / blocks.block_size;
+        needed = shared + num_seqs * (needed - shared + 1);
+    }
+    let never = needed > blocks.num_blocks;
+    let full = before.num_queued + num_seqs > config.max_num_queued_requests
+        || before.num_queued_tokens + len * num_seqs > config.max_num_queued_tokens;
     match shadow.add(new) {
         Ok(_) => assert!(!too_long && !never && !full),
+        Err(AdmissionError::TooManySeqs { .. }) => assert!(num_seqs > config.max_num_seqs),
         Err(AdmissionError::TooLong { .. }) => assert!(too_long),
         Err(AdmissionError::NeverFits { .. }) => assert!(never),
         Err(AdmissionError::QueueFull { .. }) => assert!(full),
@@ -117,16 +149,19 @@ fn run(config: Config, blocks: pageloom_block_manager::Config, ops: Vec<Op>) -> 
                 prompt_len,
                 max_tokens,
                 score,
-                follow,
+                num_seqs,
+                lockstep,
                 namespace,
+                priority,
             } => {
-                let follows = follow.then(|| nth(&shadow, prompt_len)).flatten();
                 let new = NewSequence {
                     prompt: prompt(family, prompt_len),
                     max_tokens,
                     namespace: Namespace(namespace),
                     score_prompt: score,
-                    follows,
+                    num_seqs,
+                    lockstep,
+                    priority,
                 };
                 add(&mut shadow, new);
             }
@@ -161,19 +196,35 @@ proptest! {
         (config, blocks) in configs(),
         ops in prop::collection::vec(op(), 1..60),
     ) {
-        for (mirror, reason) in run(config, blocks, ops).finished {
-            let roomy = pageloom_block_manager::Config { num_blocks: 64, ..Default::default() };
+        let shadow = run(config, blocks, ops);
+        let mut groups: BTreeMap<SeqId, Vec<_>> = BTreeMap::new();
+        for (mirror, _) in &shadow.finished {
+            groups.entry(mirror.root).or_default().push(mirror);
+        }
+        for (root, members) in groups {
+            let first = members[0];
+            let roomy = pageloom_block_manager::Config { num_blocks: 256, ..Default::default() };
             let mut alone = Shadow::new(Config::default(), roomy);
             alone.add(NewSequence {
-                prompt: mirror.tokens[..mirror.num_prompt].to_vec(),
-                max_tokens: mirror.max_len - mirror.num_prompt,
-                namespace: mirror.namespace,
+                prompt: first.tokens[..first.num_prompt].to_vec(),
+                max_tokens: first.max_len - first.num_prompt,
+                namespace: first.namespace,
+                num_seqs: first.num_seqs,
+                lockstep: first.lockstep,
                 ..Default::default()
             }).unwrap();
             alone.drain(1000);
-            let expected = &alone.finished[0].0.tokens;
-            prop_assert_eq!(&mirror.tokens, &expected[..mirror.tokens.len()]);
-            prop_assert!(reason == EndReason::Failed || mirror.tokens.len() == expected.len());
+            let mut expected: Vec<_> = alone.finished.iter().map(|(m, _)| &m.tokens).collect();
+            let mut found: Vec<_> = members.iter().map(|m| &m.tokens).collect();
+            if shadow.disturbed.contains(&root) {
+                if first.num_seqs == 1 {
+                    prop_assert_eq!(&first.tokens[..], &expected[0][..first.tokens.len()]);
+                }
+                continue;
+            }
+            expected.sort();
+            found.sort();
+            prop_assert_eq!(found, expected);
         }
     }
 }

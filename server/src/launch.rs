@@ -12,8 +12,10 @@ use pageloom_model_runner::{
 };
 
 use crate::api::CacheInfo;
-use crate::cli::{CacheOptions, Device, ModelOptions};
-use crate::memory_plan::{HumanBytes, MemoryPlan, MemoryRequest, available_bytes};
+use crate::available_memory::available_bytes;
+use crate::bytes::HumanBytes;
+use crate::cli::{CacheOptions, Device, ModelOptions, Preemption};
+use crate::memory_plan::{MemoryPlan, MemoryRequest, check_swap_space};
 use crate::model::{self, ModelSource};
 
 /// What the commands set that is no shared flag.
@@ -84,7 +86,7 @@ impl fmt::Display for Summary {
             self.num_threads,
             self.load_time.as_secs_f64()
         )?;
-        writeln!(
+        write!(
             f,
             "memory    weights {}, KV cache {} {} = {} blocks of {} tokens",
             HumanBytes(self.weight_bytes),
@@ -93,6 +95,15 @@ impl fmt::Display for Summary {
             plan.num_blocks,
             self.block_size,
         )?;
+        if plan.num_host_blocks > 0 {
+            write!(
+                f,
+                ", swap space {} = {} blocks",
+                HumanBytes(plan.swap_bytes),
+                plan.num_host_blocks
+            )?;
+        }
+        writeln!(f)?;
         let shortened = if plan.shortened {
             " (shortened to fit the KV cache)"
         } else {
@@ -126,6 +137,11 @@ pub fn launch(
     if model.device == Device::Cuda {
         bail!("--device cuda: this build has no CUDA back end yet; use --device cpu or auto");
     }
+    if cache.preemption_mode == Preemption::Swap && cache.swap_space == 0 {
+        bail!("--preemption-mode swap: there is nowhere to swap to; give --swap-space");
+    }
+    // Loading can take long and much; what cannot be had is better said before.
+    check_swap_space(cache.swap_space, available_bytes())?;
     let source = ModelSource::parse(&model.model)?;
     let path = model::fetch(&source)?;
     let start = Instant::now();
@@ -151,9 +167,11 @@ pub fn launch(
         max_model_len: cache.max_model_len,
         max_num_seqs: config.max_num_seqs,
         kv_cache_bytes: cache.kv_cache_memory_bytes,
+        swap_bytes: cache.swap_space,
     }
     .plan()?;
     config.num_blocks = plan.num_blocks;
+    config.num_host_blocks = plan.num_host_blocks;
     config.max_model_len = plan.max_model_len;
     let summary = Summary {
         name: source.served_name(),
@@ -174,6 +192,7 @@ pub fn launch(
         RunnerConfig {
             block_size: config.block_size,
             num_blocks: config.num_blocks,
+            num_host_blocks: config.num_host_blocks,
             kv_dtype,
         },
     )?;
@@ -203,6 +222,8 @@ fn engine_config(cache: &CacheOptions, options: &EngineOptions) -> anyhow::Resul
             .max_num_queued_reqs
             .unwrap_or(default.max_num_queued_requests),
         enable_prefix_caching: options.prefix_caching,
+        scheduling_policy: cache.policy(),
+        preemption_mode: cache.preemption_mode.into(),
         hash_seed: getrandom::u64().context("the system has no random numbers to give")?,
         ..default
     })

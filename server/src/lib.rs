@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod available_memory;
+pub mod bytes;
 pub mod cli;
 pub mod launch;
 pub mod memory_plan;

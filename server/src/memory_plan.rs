@@ -1,7 +1,6 @@
 //! How much memory the KV cache gets.
 
-use std::fmt;
-use std::fs;
+use crate::bytes::HumanBytes;
 
 /// Share of the available memory that the KV cache takes unless told otherwise.
 pub const DEFAULT_SHARE: f64 = 0.25;
@@ -25,6 +24,8 @@ pub struct MemoryRequest {
     pub max_num_seqs: usize,
     /// `--kv-cache-memory-bytes`.
     pub kv_cache_bytes: Option<u64>,
+    /// `--swap-space`, in bytes.
+    pub swap_bytes: u64,
 }
 
 /// The KV cache's size and the context that fits it.
@@ -34,6 +35,10 @@ pub struct MemoryPlan {
     pub num_blocks: usize,
     /// Bytes of the pool.
     pub kv_cache_bytes: u64,
+    /// Blocks of the host tier.
+    pub num_host_blocks: usize,
+    /// Bytes of the host tier.
+    pub swap_bytes: u64,
     /// Longest sequence, prompt and output.
     pub max_model_len: usize,
     /// Requests of that length that fit at once.
@@ -62,6 +67,46 @@ pub enum PlanError {
         /// What there is.
         available: u64,
     },
+    /// The host tier would take more than there is.
+    #[error(
+        "--swap-space of {} is more than the {} of memory available",
+        HumanBytes(*.asked),
+        HumanBytes(*.available)
+    )]
+    SwapNotAvailable {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes there are.
+        available: u64,
+    },
+    /// Each of the two would fit alone.
+    #[error(
+        "--kv-cache-memory-bytes of {} and --swap-space of {} are together more than the {} of \
+         memory available",
+        HumanBytes(*.kv_cache),
+        HumanBytes(*.swap),
+        HumanBytes(*.available)
+    )]
+    SumNotAvailable {
+        /// Bytes asked for the KV cache.
+        kv_cache: u64,
+        /// Bytes asked for the host tier.
+        swap: u64,
+        /// Bytes there are.
+        available: u64,
+    },
+    /// The host tier cannot hold a block.
+    #[error(
+        "--swap-space of {} is less than one block, which takes {}; 0 is none at all",
+        HumanBytes(*.asked),
+        HumanBytes(*.bytes_per_block)
+    )]
+    SwapTooSmall {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes of a block.
+        bytes_per_block: u64,
+    },
     /// The pool cannot hold a sequence of the wanted length.
     #[error(
         "{wanted} tokens of context need {needed} bytes of KV cache and {got} bytes are granted: \
@@ -86,11 +131,11 @@ pub enum PlanError {
 }
 
 impl MemoryRequest {
-    /// Sizes the pool.
+    /// Sizes the pool and its host tier.
     ///
-    /// Unless told a size: a quarter of the available memory, but no more than
-    /// `max_num_seqs` sequences of full length can use. If not even one fits, the context is
-    /// shortened, unless its length was asked for.
+    /// Unless told a size: a quarter of the available memory that the host tier leaves, but no
+    /// more than `max_num_seqs` sequences of full length can use. If not even one fits, the
+    /// context is shortened, unless its length was asked for.
     ///
     /// # Errors
     /// [`PlanError`] if what was asked for does not fit.
@@ -111,12 +156,17 @@ impl MemoryRequest {
             });
         }
         let blocks_per_request = wanted_len.div_ceil(block_size);
-        let available = self.available_bytes.unwrap_or(UNKNOWN_AVAILABLE_BYTES);
+        let num_host_blocks = self.host_blocks()?;
+        let available = match self.available_bytes {
+            // What the host tier leaves.
+            Some(available) => available - self.swap_bytes,
+            None => UNKNOWN_AVAILABLE_BYTES,
+        };
         let budget = match self.kv_cache_bytes {
-            Some(asked) if self.available_bytes.is_some_and(|there| asked > there) => {
-                return Err(PlanError::NotAvailable { asked, available });
+            Some(asked) => {
+                self.check_available(asked)?;
+                asked
             }
-            Some(asked) => asked,
             None => {
                 let most = blocks_per_request
                     .saturating_mul(max_num_seqs)
@@ -124,8 +174,7 @@ impl MemoryRequest {
                 most.min((available as f64 * DEFAULT_SHARE) as u64)
             }
         };
-        // Block ids are 32 bits wide, and so are slots.
-        let num_blocks = (budget / per_block).min(u64::from(u32::MAX) / block_size);
+        let num_blocks = (budget / per_block).min(most_blocks(block_size));
         let fits = num_blocks * block_size;
         let shortened = fits < wanted_len;
         if shortened && (self.max_model_len.is_some() || fits == 0) {
@@ -139,96 +188,62 @@ impl MemoryRequest {
         Ok(MemoryPlan {
             num_blocks: num_blocks as usize,
             kv_cache_bytes: num_blocks * per_block,
+            num_host_blocks: num_host_blocks as usize,
+            swap_bytes: num_host_blocks * per_block,
             max_model_len: max_model_len as usize,
             max_full_requests: (num_blocks / max_model_len.div_ceil(block_size)) as usize,
             shortened,
         })
     }
-}
 
-/// Bytes this process may still take: what the system calls available, or what its control group
-/// leaves of it; `None` where neither is known.
-pub fn available_bytes() -> Option<u64> {
-    let system = fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| parse_meminfo(&text));
-    let read = |name| fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
-    let group = || {
-        let limit: u64 = read("memory.max")?.trim().parse().ok()?;
-        let used: u64 = read("memory.current")?.trim().parse().ok()?;
-        Some(group_available(limit, used, &read("memory.stat")?))
-    };
-    match (system, group()) {
-        (Some(system), Some(group)) => Some(system.min(group)),
-        (system, group) => system.or(group),
+    /// Blocks of the host tier.
+    fn host_blocks(&self) -> Result<u64, PlanError> {
+        check_swap_space(self.swap_bytes, self.available_bytes)?;
+        let num_blocks = self.swap_bytes / self.bytes_per_block;
+        if num_blocks == 0 && self.swap_bytes > 0 {
+            return Err(PlanError::SwapTooSmall {
+                asked: self.swap_bytes,
+                bytes_per_block: self.bytes_per_block,
+            });
+        }
+        Ok(num_blocks.min(most_blocks(self.block_size as u64)))
+    }
+
+    /// Whether there is memory for a pool of this size beside the host tier.
+    fn check_available(&self, kv_cache: u64) -> Result<(), PlanError> {
+        let Some(available) = self.available_bytes else {
+            return Ok(());
+        };
+        if kv_cache > available {
+            let asked = kv_cache;
+            return Err(PlanError::NotAvailable { asked, available });
+        }
+        let swap = self.swap_bytes;
+        match kv_cache > available - swap {
+            false => Ok(()),
+            true => Err(PlanError::SumNotAvailable {
+                kv_cache,
+                swap,
+                available,
+            }),
+        }
     }
 }
 
-/// What a control group leaves: file pages that nobody used lately count as used there, but the
-/// kernel drops them when memory is wanted.
-fn group_available(limit: u64, used: u64, stat: &str) -> u64 {
-    let inactive = stat.lines().find_map(|l| l.strip_prefix("inactive_file "));
-    let reclaimable: u64 = inactive.and_then(|n| n.trim().parse().ok()).unwrap_or(0);
-    limit.saturating_sub(used.saturating_sub(reclaimable))
+/// Block ids are 32 bits wide, and so are slots.
+fn most_blocks(block_size: u64) -> u64 {
+    u64::from(u32::MAX) / block_size
 }
 
-fn parse_meminfo(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-/// A number of bytes on the command line: `1073741824`, `512M`, `1GiB`, `1.5 GB`.
+/// Whether there is memory for a host tier of this size; asked before a model is loaded, and
+/// again when its weights have taken theirs.
 ///
 /// # Errors
-/// A message if it is none.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let split = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        // A bare letter means a power of two, as with memory limits of containers.
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        "t" | "tib" => 1 << 40,
-        "kb" => 1_000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "tb" => 1_000_000_000_000,
-        _ => return Err(format!("{unit:?} is no unit of bytes; try 512M or 4GiB")),
-    };
-    let bytes = match number.parse::<u64>() {
-        Ok(whole) => whole.checked_mul(scale),
-        Err(_) => number
-            .parse::<f64>()
-            .ok()
-            .map(|number| number * scale as f64)
-            .filter(|bytes| bytes.is_finite() && *bytes < u64::MAX as f64)
-            .map(|bytes| bytes as u64),
-    };
-    match bytes {
-        Some(0) | None => Err(format!("{text:?} is no number of bytes; try 512M or 4GiB")),
-        Some(bytes) => Ok(bytes),
-    }
-}
-
-/// Bytes as people read them.
-#[derive(Debug, Clone, Copy)]
-pub struct HumanBytes(pub u64);
-
-impl fmt::Display for HumanBytes {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let bytes = self.0 as f64;
-        match self.0 {
-            0..=1023 => write!(f, "{} B", self.0),
-            1024..=1_048_575 => write!(f, "{:.1} KiB", bytes / 1024.0),
-            1_048_576..=1_073_741_823 => write!(f, "{:.1} MiB", bytes / 1_048_576.0),
-            _ => write!(f, "{:.2} GiB", bytes / 1_073_741_824.0),
-        }
+/// [`PlanError::SwapNotAvailable`].
+pub fn check_swap_space(asked: u64, available_bytes: Option<u64>) -> Result<(), PlanError> {
+    match available_bytes.filter(|&available| asked > available) {
+        Some(available) => Err(PlanError::SwapNotAvailable { asked, available }),
+        None => Ok(()),
     }
 }
 
@@ -245,6 +260,7 @@ mod tests {
             max_model_len: None,
             max_num_seqs: 4,
             kv_cache_bytes: None,
+            swap_bytes: 0,
         }
     }
 
@@ -313,44 +329,59 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_read_with_their_units() {
-        for (text, bytes) in [
-            ("1", 1),
-            ("512M", 512 << 20),
-            ("1GiB", 1 << 30),
-            ("1.5g", 3 << 29),
-            ("2 GB", 2_000_000_000),
-        ] {
-            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
-        }
-        for bad in [
-            "",
-            "0",
-            "-1",
-            "1X",
-            "GiB",
-            "1e9",
-            "99999999999999999999",
-            "99999999T99",
-            "1.2.3",
-            "99999999999T",
-        ] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
-        }
+    fn swap_space_is_cut_into_blocks_of_the_same_size_and_leaves_the_rest_to_the_pool() {
+        let plan = request().plan().unwrap();
+        assert_eq!((plan.num_host_blocks, plan.swap_bytes), (0, 0));
+        let swapping = MemoryRequest {
+            available_bytes: Some(400 << 20),
+            swap_bytes: (200 << 20) + 5,
+            ..request()
+        };
+        let plan = swapping.plan().unwrap();
+        assert_eq!((plan.num_host_blocks, plan.swap_bytes), (200, 200 << 20));
+        assert_eq!(plan.num_blocks, 49, "a quarter of what is left");
+        let unknown = MemoryRequest {
+            available_bytes: None,
+            swap_bytes: 8 << 30,
+            ..swapping
+        };
+        let plan = unknown.plan().unwrap();
+        assert_eq!((plan.num_host_blocks, plan.num_blocks), (8 << 10, 4 * 63));
     }
 
     #[test]
-    fn meminfo_is_in_kibibytes() {
-        let text = "MemTotal:  100 kB\nMemAvailable:    50 kB\n";
-        assert_eq!(parse_meminfo(text), Some(50 * 1024));
-        assert_eq!(parse_meminfo("MemTotal: 1 kB"), None);
-    }
-
-    #[test]
-    fn file_pages_that_can_be_dropped_do_not_count_as_used() {
-        let stat = "anon 10\ninactive_file 30\nactive_file 5\n";
-        assert_eq!(group_available(100, 60, stat), 70);
-        assert_eq!(group_available(100, 60, ""), 40);
-        assert_eq!(group_available(100, 200, ""), 0);
+    fn swap_space_that_cannot_be_granted_is_an_error_that_names_it() {
+        let greedy = MemoryRequest {
+            swap_bytes: (8 << 30) + 1,
+            ..request()
+        };
+        let error = greedy.plan().unwrap_err();
+        assert!(matches!(error, PlanError::SwapNotAvailable { .. }));
+        assert_eq!(
+            error.to_string(),
+            "--swap-space of 8.00 GiB is more than the 8.00 GiB of memory available"
+        );
+        let both = MemoryRequest {
+            swap_bytes: 5 << 30,
+            kv_cache_bytes: Some((3 << 30) + 1),
+            ..request()
+        };
+        assert!(matches!(
+            both.plan(),
+            Err(PlanError::SumNotAvailable { .. })
+        ));
+        let fitting = MemoryRequest {
+            kv_cache_bytes: Some(3 << 30),
+            ..both
+        };
+        assert_eq!(fitting.plan().unwrap().num_blocks, 3 << 10);
+        let small = MemoryRequest {
+            swap_bytes: (1 << 20) - 1,
+            ..request()
+        };
+        assert!(matches!(small.plan(), Err(PlanError::SwapTooSmall { .. })));
+        check_swap_space(7, Some(7)).unwrap();
+        check_swap_space(8, Some(7)).unwrap_err();
+        check_swap_space(u64::MAX, None).unwrap();
     }
 }

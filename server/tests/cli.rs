@@ -120,12 +120,14 @@ fn serve_says_what_it_serves_and_answers() {
         "1M",
         "--served-model-name",
         "small",
+        "--swap-space",
+        "0.001953125",
     ]);
     for part in [
         "smollm2",
         "weights",
         "KV cache",
-        "blocks of 16 tokens",
+        "blocks of 16 tokens, swap space 2.0 MiB = ",
         "256 tokens",
         "at once",
     ] {
@@ -251,6 +253,14 @@ fn what_cannot_be_done_is_an_error_that_says_why() {
             "available",
         ),
         (
+            &["serve", "--port", "0", "--swap-space", "900000"],
+            "--swap-space of 900000.00 GiB is more than",
+        ),
+        (
+            &["generate", "--prompt", "a", "--swap-space", "1e-9"],
+            "--swap-space of 1 B is less than one block",
+        ),
+        (
             &["serve", "--port", "0", "--max-num-seqs", "0"],
             "--max-num-seqs",
         ),
@@ -276,6 +286,13 @@ fn what_cannot_be_done_is_an_error_that_says_why() {
             "{args:?}: {message}"
         );
         assert!(!message.contains("panicked"), "{args:?}: {message}");
+    }
+    for space in ["-1", "NaN", "inf", "4GiB"] {
+        let output = run(&["generate", "--prompt", "a", "--swap-space", space]);
+        let message = text(&output.stderr);
+        assert!(!output.status.success(), "{space}: {message}");
+        assert!(message.contains("--swap-space"), "{space}: {message}");
+        assert!(message.contains("GiB"), "{space}: {message}");
     }
     for model in ["/no/such/model.gguf", "nonsense", "a/b/c"] {
         let output = pageloom(&["generate", "--prompt", "a", "--model", model])

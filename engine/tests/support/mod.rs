@@ -38,8 +38,8 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
 /// Makes engines that differ in what computes their steps.
 pub(crate) type MakeEngine = fn(EngineConfig) -> Engine;
 
-/// Over the test model, on two threads.
-pub(crate) fn model_engine(config: EngineConfig) -> Engine {
+/// The test model on two threads, with the caches that `config` says.
+pub(crate) fn runner(config: &EngineConfig) -> CpuRunner {
     let options = LoadOptions {
         dtype: WeightDtype::F32,
         num_threads: 2,
@@ -48,16 +48,23 @@ pub(crate) fn model_engine(config: EngineConfig) -> Engine {
     let cache = RunnerConfig {
         block_size: config.block_size,
         num_blocks: config.num_blocks,
+        num_host_blocks: config.num_host_blocks,
         kv_dtype: KvDtype::F32,
     };
-    let runner = CpuRunner::new(model, cache).expect("a cache");
-    Engine::new(config, Box::new(ModelExecutor::new(runner)), tokenizer()).expect("valid")
+    CpuRunner::new(model, cache).expect("a cache")
+}
+
+/// Over the test model.
+pub(crate) fn model_engine(config: EngineConfig) -> Engine {
+    let executor = Box::new(ModelExecutor::new(runner(&config)));
+    Engine::new(config, executor, tokenizer()).expect("valid")
 }
 
 pub(crate) fn sim(config: &EngineConfig) -> SimConfig {
     SimConfig {
         block_size: config.block_size,
         num_blocks: config.num_blocks,
+        num_host_blocks: config.num_host_blocks,
         vocab_size: VOCAB_SIZE,
         ..SimConfig::default()
     }

@@ -116,7 +116,8 @@ impl<B: Backend> Llama<B> {
         }
     }
 
-    /// Runs the step's tokens through all layers; the result stays in `a`.
+    /// Runs the step's tokens through all layers; the result stays in `a`. Its transfers were done
+    /// before.
     ///
     /// # Errors
     /// [`RunError`] if the batch contradicts itself, the model or the cache.

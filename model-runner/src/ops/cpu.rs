@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pageloom_paged_attn_kernels::cpu::{
     AttendArgs, AttendBatch, AttendPlan, Epilogue, Heads, Isa, LinearScratch, MatrixDtype,
     PackedMatrix, RopeAngles, ThreadPool, attend, copy_blocks, linear, rms_norm, rms_norm_heads,
-    rope, silu_mul, write_kv,
+    rope, silu_mul, swap_blocks, write_kv,
 };
 use pageloom_paged_attn_kernels::{CacheLayout, KernelError, KvCache, Rows, RowsMut};
 
@@ -35,6 +35,9 @@ pub struct CpuRows {
 }
 
 /// CPU threads, their kernels, and the KV cache they work on.
+///
+/// Its host tier is a second cache of the same memory: swapping buys nothing here that a larger
+/// cache would not, but it moves real bytes, as it does where the cache is on another device.
 pub struct CpuBackend {
     pool: Arc<ThreadPool>,
     isa: Isa,
@@ -42,6 +45,8 @@ pub struct CpuBackend {
     inverse_frequencies: Vec<f32>,
     num_heads: usize,
     cache: Option<KvCache>,
+    /// The host tier.
+    host: Option<KvCache>,
     plan: AttendPlan,
     angles: RopeAngles,
     scratch: LinearScratch,
@@ -64,17 +69,30 @@ impl CpuBackend {
             inverse_frequencies,
             num_heads,
             cache: None,
+            host: None,
             plan: AttendPlan::new(),
             angles: RopeAngles::default(),
             scratch: LinearScratch::default(),
         }
     }
 
-    /// Reserves the KV cache. Memory is taken as blocks are first written.
+    /// Reserves the KV cache, and its host tier if that has any block. Memory is taken as blocks
+    /// are first written.
     ///
     /// # Errors
     /// [`KernelError`] if the layout is not supported or memory is short.
-    pub fn allocate_cache(&mut self, layout: CacheLayout) -> Result<(), KernelError> {
+    pub fn allocate_cache(
+        &mut self,
+        layout: CacheLayout,
+        num_host_blocks: usize,
+    ) -> Result<(), KernelError> {
+        self.host = match num_host_blocks {
+            0 => None,
+            num_blocks => Some(KvCache::new(CacheLayout {
+                num_blocks,
+                ..layout
+            })?),
+        };
         self.cache = Some(KvCache::new(layout)?);
         Ok(())
     }
@@ -174,6 +192,16 @@ impl Backend for CpuBackend {
         rows.data.resize(num_rows * rows.width, 0.0);
     }
 
+    fn transfer(&mut self, batch: &Batch) -> Result<(), RunError> {
+        let (pool, cache) = (&self.pool, Self::cache_mut(&mut self.cache)?);
+        if !(batch.swap_outs.is_empty() && batch.swap_ins.is_empty()) {
+            let host = self.host.as_mut().ok_or(RunError::NoHostTier)?;
+            swap_blocks(pool, cache, host, &batch.swap_outs)?;
+            swap_blocks(pool, host, cache, &batch.swap_ins)?;
+        }
+        Ok(copy_blocks(pool, cache, &batch.copies)?)
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<(), RunError> {
         let cache = Self::cache_mut(&mut self.cache)?;
         let work = AttendBatch {
@@ -190,7 +218,6 @@ impl Backend for CpuBackend {
         )?;
         self.angles
             .compute(&batch.positions, &self.inverse_frequencies);
-        copy_blocks(&self.pool, cache, &batch.copies)?;
         Ok(())
     }
 

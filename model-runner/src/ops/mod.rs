@@ -106,7 +106,15 @@ pub trait Backend {
     /// Sets the number of rows. Contents are unspecified afterwards.
     fn set_num_rows(&self, rows: &mut Self::Rows, num_rows: usize);
 
-    /// Starts a step: does its block copies, and plans what all layers share.
+    /// Moves the step's blocks: `swap_outs`, then `swap_ins`, then `copies`. Once a step, before
+    /// [`begin`](Self::begin).
+    ///
+    /// # Errors
+    /// [`RunError`] if a list names a block that its tier does not have. That list and those after
+    /// it are not done then; [`Batch::check_transfers`] tells before anything is moved.
+    fn transfer(&mut self, batch: &Batch) -> Result<(), RunError>;
+
+    /// Starts a step: plans what all layers share.
     ///
     /// # Errors
     /// [`RunError`] if the batch contradicts itself or the cache.

@@ -22,6 +22,16 @@ pub(crate) fn runner(
     kv_dtype: KvDtype,
     block_size: usize,
 ) -> CpuRunner {
+    runner_with_host(name, dtype, kv_dtype, block_size, 0)
+}
+
+pub(crate) fn runner_with_host(
+    name: &str,
+    dtype: WeightDtype,
+    kv_dtype: KvDtype,
+    block_size: usize,
+    num_host_blocks: usize,
+) -> CpuRunner {
     let checkpoint = Checkpoint::open(&model_path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let model = Model::load(
         &checkpoint,
@@ -37,6 +47,7 @@ pub(crate) fn runner(
         RunnerConfig {
             block_size,
             num_blocks,
+            num_host_blocks,
             kv_dtype,
         },
     )

@@ -1,4 +1,4 @@
-//! Writing and copying blocks.
+//! Writing, copying and swapping blocks.
 
 use half::bf16;
 
@@ -100,16 +100,20 @@ pub fn copy_blocks(
     cache: &mut KvCache,
     pairs: &[(u32, u32)],
 ) -> Result<(), KernelError> {
-    let num_blocks = cache.layout().num_blocks;
-    let mut ids = pairs.iter().flat_map(|&(from, to)| [from, to]);
-    if let Some(block) = ids.find(|&block| block as usize >= num_blocks) {
-        return Err(KernelError::Block { block, num_blocks });
-    }
+    check_ids(cache, pairs.iter().flat_map(|&(from, to)| [from, to]))?;
     match cache.layout().dtype {
         KvDtype::F32 => copy::<f32>(pool, cache, pairs),
         KvDtype::Bf16 => copy::<bf16>(pool, cache, pairs),
     }
     Ok(())
+}
+
+fn check_ids(cache: &KvCache, mut ids: impl Iterator<Item = u32>) -> Result<(), KernelError> {
+    let num_blocks = cache.layout().num_blocks;
+    match ids.find(|&block| block as usize >= num_blocks) {
+        Some(block) => Err(KernelError::Block { block, num_blocks }),
+        None => Ok(()),
+    }
 }
 
 fn copy<E: Element>(pool: &ThreadPool, cache: &mut KvCache, pairs: &[(u32, u32)]) {
@@ -128,5 +132,54 @@ fn copy<E: Element>(pool: &ThreadPool, cache: &mut KvCache, pairs: &[(u32, u32)]
         (0..layout.num_layers).for_each(copy_layer);
     } else {
         pool.for_each(layout.num_layers, copy_layer);
+    }
+}
+
+/// Copies whole blocks, of all layers, from one cache to another: `(block of from, block of to)`.
+///
+/// This is how blocks move between the tiers: out to a larger cache behind the one that is
+/// attended to, and back. The caches may have different numbers of blocks. If two pairs write
+/// the same block the later one stays.
+///
+/// # Errors
+/// [`KernelError::LayoutMismatch`] if the blocks of the two are not alike,
+/// [`KernelError::Block`] for a block that its cache does not have; nothing has been copied then.
+///
+/// Source: Kwon et al. 2023, section 4.5 (swapping).
+pub fn swap_blocks(
+    pool: &ThreadPool,
+    from: &KvCache,
+    to: &mut KvCache,
+    pairs: &[(u32, u32)],
+) -> Result<(), KernelError> {
+    from.layout().check_swap(to.layout())?;
+    check_ids(from, pairs.iter().map(|&(source, _)| source))?;
+    check_ids(to, pairs.iter().map(|&(_, destination)| destination))?;
+    match from.layout().dtype {
+        KvDtype::F32 => swap::<f32>(pool, from, to, pairs),
+        KvDtype::Bf16 => swap::<bf16>(pool, from, to, pairs),
+    }
+    Ok(())
+}
+
+fn swap<E: Element>(pool: &ThreadPool, from: &KvCache, to: &mut KvCache, pairs: &[(u32, u32)]) {
+    let (read, written) = (*from.layout(), *to.layout());
+    let block_len = read.block_len();
+    let source = from.elements::<E>();
+    let elements = DisjointSlice::new(to.elements_mut::<E>());
+    let swap_layer = |layer: usize| {
+        let start = layer * written.layer_len();
+        // SAFETY: a layer belongs to this task; tasks are layers.
+        let blocks = unsafe { elements.part(start..start + written.layer_len()) };
+        let source = &source[layer * read.layer_len()..][..read.layer_len()];
+        for &(from, to) in pairs {
+            let (from, to) = (from as usize * block_len, to as usize * block_len);
+            blocks[to..to + block_len].copy_from_slice(&source[from..from + block_len]);
+        }
+    };
+    if pairs.len() * block_len * read.num_layers < MIN_PARALLEL_ELEMENTS {
+        (0..read.num_layers).for_each(swap_layer);
+    } else {
+        pool.for_each(read.num_layers, swap_layer);
     }
 }

@@ -9,7 +9,7 @@ mod linear;
 mod pool;
 
 pub use attention::{AttendArgs, AttendBatch, AttendPlan, attend};
-pub use blocks::{copy_blocks, write_kv};
+pub use blocks::{copy_blocks, swap_blocks, write_kv};
 pub use elementwise::{Heads, RopeAngles, rms_norm, rms_norm_heads, rope, silu_mul};
 pub use isa::Isa;
 pub use linear::{Epilogue, LinearScratch, MatrixDtype, PackedMatrix, linear};

@@ -1,10 +1,12 @@
 //! An executor that keeps the cache's contents, and what every plan must satisfy.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+
+use std::time::Duration;
 
 use pageloom_scheduler::{
-    AdmissionError, BlockManager, Config, EndReason, Namespace, NewSequence, Scheduler, SeqEvent,
-    SeqId, SeqResult, TokenId,
+    AdmissionError, BlockManager, Config, EndReason, Namespace, NewSequence, Scheduler,
+    SchedulingPolicy, SeqEvent, SeqId, SeqResult, StepTimes, TokenId,
 };
 
 /// What the shadow knows of a living sequence.
@@ -16,10 +18,17 @@ pub(crate) struct Mirror {
     pub(crate) max_len: usize,
     pub(crate) score_prompt: bool,
     pub(crate) num_scored: usize,
-    pub(crate) follows: bool,
-    pub(crate) arrival: usize,
+    /// The first sequence of its group.
+    pub(crate) root: SeqId,
+    pub(crate) num_seqs: usize,
+    pub(crate) lockstep: bool,
+    /// Place in the order of all groups.
+    pub(crate) order: (i64, usize),
+    pub(crate) is_fork: bool,
     /// Tokens in the cache after its last step; `None` before the first.
     pub(crate) num_computed: Option<usize>,
+    /// The same, but 0 since it was last preempted.
+    pub(crate) in_cache: usize,
     pub(crate) prompt_reported: bool,
 }
 
@@ -29,11 +38,16 @@ pub(crate) struct Shadow {
     pub(crate) mirrors: HashMap<SeqId, Mirror>,
     /// How each sequence ended, with all its tokens.
     pub(crate) finished: Vec<(Mirror, EndReason)>,
-    /// Per slot: the hash of all tokens up to the one it holds.
+    /// Groups of which a sequence failed or was aborted.
+    pub(crate) disturbed: Vec<SeqId>,
+    /// Per slot of the device: the hash of all tokens up to the one it holds.
     slots: Vec<u64>,
+    /// The same on the host.
+    host_slots: Vec<u64>,
     block_size: usize,
     num_added: usize,
-    last_admitted: Option<usize>,
+    now: u64,
+    last_admitted: Option<(i64, usize)>,
 }
 
 /// Stands for the keys and values of a token, which depend on all tokens before it.
@@ -53,29 +67,44 @@ impl Shadow {
     pub(crate) fn new(config: Config, blocks: pageloom_block_manager::Config) -> Self {
         Shadow {
             slots: vec![0; blocks.num_blocks * blocks.block_size],
+            host_slots: vec![0; blocks.num_host_blocks * blocks.block_size],
             block_size: blocks.block_size,
             scheduler: Scheduler::new(config, BlockManager::new(blocks).unwrap()).unwrap(),
             mirrors: HashMap::new(),
             finished: Vec::new(),
+            disturbed: Vec::new(),
             num_added: 0,
+            now: 0,
             last_admitted: None,
         }
     }
 
     pub(crate) fn add(&mut self, new: NewSequence) -> Result<SeqId, AdmissionError> {
+        self.now += 1;
+        let now = Duration::from_millis(self.now);
+        let due = match self.scheduler.config().policy {
+            SchedulingPolicy::Fcfs => 0,
+            SchedulingPolicy::Priority { ageing } => {
+                (now.as_micros() as i64) + i64::from(new.priority) * ageing.as_micros() as i64
+            }
+        };
+        let id = self.scheduler.add(new.clone(), now)?;
         let mirror = Mirror {
             namespace: new.namespace,
-            tokens: new.prompt.clone(),
             num_prompt: new.prompt.len(),
-            max_len: new.prompt.len().saturating_add(new.max_tokens),
+            max_len: new.prompt.len() + new.max_tokens,
+            tokens: new.prompt,
             score_prompt: new.score_prompt,
             num_scored: 0,
-            follows: new.follows.is_some(),
-            arrival: self.num_added,
+            root: id,
+            num_seqs: new.num_seqs,
+            lockstep: new.lockstep,
+            order: (due, self.num_added),
+            is_fork: false,
             num_computed: None,
+            in_cache: 0,
             prompt_reported: false,
         };
-        let id = self.scheduler.add(new)?;
         self.num_added += 1;
         self.mirrors.insert(id, mirror);
         Ok(id)
@@ -85,7 +114,8 @@ impl Shadow {
         assert!(self.scheduler.finish(id));
         assert!(!self.scheduler.finish(id), "ended twice");
         assert_eq!(self.scheduler.tokens(id), None);
-        self.mirrors.remove(&id);
+        let mirror = self.mirrors.remove(&id).expect("alive");
+        self.disturbed.push(mirror.root);
         self.check();
     }
 
@@ -96,6 +126,8 @@ impl Shadow {
         fail: impl Fn(usize) -> bool,
         abort: impl Fn(usize) -> bool,
     ) -> Option<usize> {
+        let first = self.first_running();
+        let decodes = self.decodes();
         let Some(plan) = self.scheduler.schedule() else {
             assert!(
                 !self.scheduler.has_work(),
@@ -105,7 +137,7 @@ impl Shadow {
         };
         let (step, num_tokens) = (plan.step, plan.num_tokens);
         self.check_budget();
-        self.check_order();
+        self.check_order(first, &decodes);
         let results = self.execute(&fail);
         let ids: Vec<_> = self
             .planned()
@@ -119,7 +151,12 @@ impl Shadow {
         }
         let mut events = Vec::new();
         self.scheduler.update(step, &results, &mut events);
+        self.scheduler.observe(StepTimes {
+            swap: Duration::from_micros(self.now * 7919 % 100),
+            compute: Duration::from_micros(self.now * 104_729 % 1000),
+        });
         self.take_in(&events);
+        self.branch(&events);
         self.check();
         Some(num_tokens)
     }
@@ -142,46 +179,76 @@ impl Shadow {
         }
     }
 
-    /// First come, first served: first admissions in order of arrival, followers aside; and no
-    /// decode waits while a prompt is computed.
-    fn check_order(&mut self) {
+    /// First come, first served: first admissions in order of arrival; and no decode waits while a
+    /// prompt is computed, but for the rest of its own group in lockstep.
+    fn check_order(&mut self, first: Option<(i64, usize)>, decodes: &[SeqId]) {
         let planned = self.planned();
+        let fcfs = self.scheduler.config().policy == SchedulingPolicy::Fcfs;
         for p in &planned {
             let mirror = &self.mirrors[&p.id];
-            if mirror.num_computed.is_none() && !mirror.follows {
-                assert!(self.last_admitted < Some(mirror.arrival), "overtaken");
-                self.last_admitted = Some(mirror.arrival);
+            if mirror.num_computed.is_none() && !mirror.is_fork && fcfs {
+                assert!(self.last_admitted < Some(mirror.order), "overtaken");
+                self.last_admitted = Some(mirror.order);
             }
         }
-        let oldest = self
-            .mirrors
-            .iter()
-            .filter(|(id, _)| self.scheduler.blocks(**id).is_some())
-            .min_by_key(|(_, mirror)| mirror.arrival);
-        let (oldest, _) = oldest.expect("a plan has a running sequence");
-        assert!(
-            planned.iter().any(|p| p.id == *oldest),
-            "the first arrived running sequence progresses"
-        );
-        for id in self.mirrors.keys() {
-            if self.scheduler.blocks(*id).is_some() && self.is_decode(*id) {
+        let of_first =
+            |p: &pageloom_scheduler::PlannedSeq| Some(self.mirrors[&p.id].order) == first;
+        // Only a more urgent group may have taken its place.
+        if first.is_some() && self.first_running() == first {
+            assert!(
+                planned.iter().any(of_first),
+                "the first running group progresses"
+            );
+        }
+        for id in decodes {
+            if self.scheduler.blocks(*id).is_some() && !self.mirrors[id].lockstep {
                 assert!(planned.iter().any(|p| p.id == *id), "a decode starves");
+            }
+        }
+        // In lockstep all draw or none.
+        for (id, mirror) in self.mirrors.iter().filter(|(_, m)| m.lockstep) {
+            let draws = |id: &SeqId| planned.iter().any(|p| p.id == *id && p.sample);
+            let same_group = self.mirrors.iter().filter(|(_, m)| m.root == mirror.root);
+            for (other, _) in same_group {
+                assert_eq!(draws(id), draws(other), "out of step");
             }
         }
     }
 
-    fn is_decode(&self, id: SeqId) -> bool {
-        let mirror = &self.mirrors[&id];
-        mirror
-            .num_computed
-            .is_some_and(|n| n + 1 == mirror.tokens.len())
+    /// The order of the first running group.
+    fn first_running(&self) -> Option<(i64, usize)> {
+        let running = |(id, _): &(&SeqId, &Mirror)| self.scheduler.blocks(**id).is_some();
+        let running = self.mirrors.iter().filter(running);
+        running.map(|(_, mirror)| mirror.order).min()
+    }
+
+    /// Sequences that hold blocks and of which the last step computed all but one token.
+    fn decodes(&mut self) -> Vec<SeqId> {
+        let mut decodes = Vec::new();
+        for (id, mirror) in &mut self.mirrors {
+            if self.scheduler.blocks(*id).is_none() {
+                mirror.in_cache = 0;
+            } else if mirror.in_cache + 1 == mirror.tokens.len() {
+                decodes.push(*id);
+            }
+        }
+        decodes
     }
 
     /// Does the step on the shadow memory, reading everything a model would read.
     fn execute(&mut self, fail: impl Fn(usize) -> bool) -> Vec<SeqResult> {
         let plan = self.scheduler.plan().unwrap();
         let size = self.block_size;
-        for copy in &plan.ops.copies {
+        // Within a list in any order: backwards, for a change.
+        for swap in plan.ops.swap_outs.iter().rev() {
+            let (src, dst) = (swap.src.index() * size, swap.dst.index() * size);
+            self.host_slots[dst..dst + size].copy_from_slice(&self.slots[src..src + size]);
+        }
+        for swap in plan.ops.swap_ins.iter().rev() {
+            let (src, dst) = (swap.src.index() * size, swap.dst.index() * size);
+            self.slots[dst..dst + size].copy_from_slice(&self.host_slots[src..src + size]);
+        }
+        for copy in plan.ops.copies.iter().rev() {
             let (src, dst) = (copy.src.index() * size, copy.dst.index() * size);
             self.slots.copy_within(src..src + size, dst);
         }
@@ -215,6 +282,7 @@ impl Shadow {
                 SeqResult::Failed
             } else {
                 mirror.num_computed = Some(planned.positions.end);
+                mirror.in_cache = planned.positions.end;
                 match planned.sample {
                     true => SeqResult::Token(hash(mirror.namespace, tokens) as TokenId % 3),
                     false => SeqResult::Computed,
@@ -247,6 +315,9 @@ impl Shadow {
                 SeqEvent::Ended { id, reason } => {
                     let mirror = self.mirrors.remove(&id).expect("alive");
                     assert_eq!(self.scheduler.tokens(id), None);
+                    if reason == EndReason::Failed {
+                        self.disturbed.push(mirror.root);
+                    }
                     if reason == EndReason::Length {
                         assert_eq!(mirror.tokens.len(), mirror.max_len);
                     }
@@ -256,19 +327,79 @@ impl Shadow {
         }
     }
 
-    /// Whatever happened: the manager is sound, and only running sequences hold tables.
+    /// Forks what drew tokens: samples once, after the first; a beam search every time, keeping
+    /// the sequences whose hash is lowest.
+    fn branch(&mut self, events: &[SeqEvent]) {
+        let mut grown: BTreeMap<SeqId, Vec<SeqId>> = BTreeMap::new();
+        for event in events {
+            if let SeqEvent::Token { id, .. } = event
+                && let Some(mirror) = self.mirrors.get(id)
+                && mirror.num_seqs > 1
+            {
+                grown.entry(mirror.root).or_default().push(*id);
+            }
+        }
+        for (root, members) in grown {
+            let first = &self.mirrors[&members[0]];
+            if first.lockstep {
+                self.search(&members);
+            } else if !first.is_fork && first.tokens.len() == first.num_prompt + 1 {
+                let last = *first.tokens.last().unwrap();
+                for i in 1..first.num_seqs as u32 {
+                    self.fork(root, (last + i) % 5);
+                }
+            }
+        }
+    }
+
+    fn search(&mut self, members: &[SeqId]) {
+        let width = self.mirrors[&members[0]].num_seqs;
+        let mut candidates = Vec::new();
+        for &id in members {
+            let mirror = &self.mirrors[&id];
+            let (last, before) = mirror.tokens.split_last().unwrap();
+            let state = hash(mirror.namespace, before);
+            for other in 0..3 {
+                let token = (last + other) % 3;
+                candidates.push((extend(state, token), id, token, other == 0));
+            }
+        }
+        candidates.sort();
+        candidates.truncate(width);
+        // Survivors first: what only a loser shares with them must not be freed in between.
+        for &(_, parent, token, is_own) in &candidates {
+            if !is_own {
+                self.fork(parent, token);
+            }
+        }
+        for &id in members {
+            let survives = |c: &(u64, SeqId, TokenId, bool)| c.1 == id && c.3;
+            if !candidates.iter().any(survives) {
+                assert!(self.scheduler.finish(id));
+                self.mirrors.remove(&id);
+            }
+        }
+    }
+
+    fn fork(&mut self, parent: SeqId, token: TokenId) {
+        let id = self.scheduler.fork(parent, token).expect("alive");
+        let mut mirror = self.mirrors[&parent].clone();
+        *mirror.tokens.last_mut().unwrap() = token;
+        mirror.is_fork = true;
+        mirror.score_prompt = false;
+        assert_eq!(self.scheduler.tokens(id), Some(mirror.tokens.as_slice()));
+        self.mirrors.insert(id, mirror);
+    }
+
+    /// Whatever happened: the manager is sound, and no table belongs to nobody.
     pub(crate) fn check(&self) {
         let manager = self.scheduler.block_manager();
         manager.check().unwrap();
         let stats = self.scheduler.stats();
-        assert_eq!(
-            manager.stats().num_tables,
-            stats.num_running,
-            "a table leaked"
-        );
+        let alive = self.mirrors.len();
         if self.scheduler.plan().is_none() {
-            let alive = self.mirrors.len();
             assert_eq!(stats.num_running + stats.num_waiting, alive);
+            assert!(manager.stats().num_tables <= alive, "a table leaked");
         }
         let config = self.scheduler.config();
         assert!(stats.num_queued <= config.max_num_queued_requests);
@@ -283,8 +414,11 @@ impl Shadow {
             assert!(steps <= max_steps, "not done after {max_steps} steps");
         }
         assert!(self.mirrors.is_empty());
-        let manager = self.scheduler.block_manager().stats().device;
-        assert_eq!((manager.num_referenced, manager.num_pinned), (0, 0));
+        let manager = self.scheduler.block_manager().stats();
+        assert_eq!(manager.num_tables, 0);
+        for tier in [manager.device, manager.host] {
+            assert_eq!((tier.num_referenced, tier.num_pinned), (0, 0));
+        }
         let stats = self.scheduler.stats();
         assert_eq!((stats.num_running, stats.num_waiting), (0, 0));
         assert_eq!((stats.num_queued, stats.num_queued_tokens), (0, 0));

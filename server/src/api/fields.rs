@@ -286,12 +286,6 @@ pub(super) fn take_inert(object: &mut Object<'_>) -> Result<(), ApiError> {
         "it ranks beams, and only 1 is accepted",
         one,
     )?;
-    let zero = |text: &str| text == "0";
-    object.take_inert(
-        "priority",
-        "requests are served in order of arrival, and only 0 is accepted",
-        zero,
-    )?;
     object.take_inert("bad_words", "only an empty list is accepted", is_empty_list)?;
     object.take_inert(
         "response_format",

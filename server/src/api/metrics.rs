@@ -113,8 +113,28 @@ impl Snapshot {
             ),
             (
                 "vllm:num_preemptions",
-                "Sequences whose blocks were taken away",
-                stats.num_preemptions,
+                "Requests whose blocks were taken away",
+                stats.num_preemptions_by_swap + stats.num_preemptions_by_recompute,
+            ),
+            (
+                "pageloom:preemptions_by_swap",
+                "Requests preempted whose blocks were copied to the host",
+                stats.num_preemptions_by_swap,
+            ),
+            (
+                "pageloom:preemptions_by_recompute",
+                "Requests preempted whose blocks were released, to be computed again",
+                stats.num_preemptions_by_recompute,
+            ),
+            (
+                "pageloom:computed_tokens",
+                "Tokens computed, recomputed ones included",
+                stats.num_computed_tokens,
+            ),
+            (
+                "pageloom:recomputed_tokens",
+                "Tokens computed again after a preemption",
+                stats.num_recomputed_tokens,
             ),
             (
                 "vllm:prompt_tokens",

@@ -48,6 +48,8 @@ pub(super) struct CommonParams {
     pub include_usage: bool,
     /// Alternatives per prompt token.
     pub prompt_logprobs: Option<usize>,
+    /// Class of urgency, lower first; the engine refuses any but 0 unless it schedules by priority.
+    pub priority: i32,
     /// Keeps cached blocks apart from those of other salts.
     pub cache_salt: Option<String>,
     /// Keep only this many of the prompt's last tokens.
@@ -89,6 +91,7 @@ impl CommonParams {
             stream,
             include_usage,
             prompt_logprobs: take_logprobs(object, "prompt_logprobs")?,
+            priority: object.take("priority")?.unwrap_or(0),
             cache_salt: take_label(object, "cache_salt")?,
             truncate_prompt_tokens: take_truncation(object, limits)?,
             add_special_tokens: object.take("add_special_tokens")?,
@@ -158,6 +161,7 @@ impl CommonParams {
         request.ignore_eos = self.ignore_eos;
         request.skip_special_tokens = self.skip_special_tokens;
         request.prompt_logprobs = self.prompt_logprobs;
+        request.priority = self.priority;
         request.cache_salt = self.cache_salt.clone();
         Ok(request)
     }
@@ -271,7 +275,7 @@ mod tests {
                 r#"{"response_format": {"type": "json_object"}}"#,
                 "response_format",
             ),
-            (r#"{"priority": 1}"#, "priority"),
+            (r#"{"priority": 1.5}"#, "priority"),
             (r#"{"use_beam_search": true}"#, "use_beam_search"),
             (
                 r#"{"structured_outputs": {"regex": "a"}}"#,

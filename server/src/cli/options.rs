@@ -2,11 +2,13 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use pageloom_engine::{PreemptionMode, SchedulingPolicy};
 use pageloom_model_runner::{KvDtype, WeightDtype};
 
-use crate::memory_plan::parse_bytes;
+use crate::bytes::{parse_bytes, parse_gib};
 use crate::model::DEFAULT_MODEL;
 
 const MODEL_HELP: &str = "GGUF file, folder of safetensors, hub id \
@@ -52,12 +54,83 @@ pub struct CacheOptions {
     /// more than --max-num-seqs sequences of full length need]
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     pub kv_cache_memory_bytes: Option<u64>,
+    /// Memory behind the KV cache, in GiB, that preempted sequences are swapped to and evicted
+    /// blocks kept in; 0 for none
+    // In bytes here.
+    #[arg(long, default_value = "0", value_parser = parse_gib, value_name = "GIB")]
+    #[arg(allow_negative_numbers = true)]
+    pub swap_space: u64,
+    /// What is done with the blocks of a preempted request: copied to the swap space and back, or
+    /// computed again; auto: whichever was quicker so far
+    #[arg(long, value_enum, default_value_t)]
+    pub preemption_mode: Preemption,
+    /// Who goes first: who came first, or the lower `priority` of the request
+    #[arg(long, value_enum, default_value_t)]
+    pub scheduling_policy: Policy,
+    /// With --scheduling-policy priority: how long a request waits, for each class that it is
+    /// behind, before it goes first all the same
+    #[arg(long, default_value_t = 10.0, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub priority_ageing: f64,
     /// Most sequences computed at once [default: 256]
     #[arg(long)]
     pub max_num_seqs: Option<usize>,
     /// Most tokens computed in a step [default: 2048, or --max-num-seqs if that is more]
     #[arg(long)]
     pub max_num_batched_tokens: Option<usize>,
+}
+
+impl CacheOptions {
+    /// The scheduler's policy.
+    pub fn policy(&self) -> SchedulingPolicy {
+        match self.scheduling_policy {
+            Policy::Fcfs => SchedulingPolicy::Fcfs,
+            Policy::Priority => SchedulingPolicy::Priority {
+                ageing: Duration::from_secs_f64(self.priority_ageing),
+            },
+        }
+    }
+}
+
+/// What is done with the blocks of a preempted request.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Preemption {
+    /// Whichever was quicker so far.
+    #[default]
+    Auto,
+    /// Copied to the swap space and back.
+    Swap,
+    /// Computed again.
+    Recompute,
+}
+
+impl From<Preemption> for PreemptionMode {
+    fn from(mode: Preemption) -> Self {
+        match mode {
+            Preemption::Auto => PreemptionMode::Auto,
+            Preemption::Swap => PreemptionMode::Swap,
+            Preemption::Recompute => PreemptionMode::Recompute,
+        }
+    }
+}
+
+/// Who goes first.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Policy {
+    /// Who came first.
+    #[default]
+    Fcfs,
+    /// The lower priority.
+    Priority,
+}
+
+/// A time in seconds, from 0 to a year.
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    const YEAR: f64 = 365.0 * 86_400.0;
+    let seconds: f64 = text.parse().map_err(|e| format!("{e}"))?;
+    if (0.0..=YEAR).contains(&seconds) {
+        return Ok(seconds);
+    }
+    Err(format!("must be from 0 to {YEAR} seconds"))
 }
 
 /// Number format of weights or of the KV cache. Arithmetic is f32 in all of them.

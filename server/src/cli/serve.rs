@@ -13,8 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{CacheOptions, ModelOptions};
 use crate::api::{self, ApiKeys, AppState, Limits, Seeds, now_unix};
+use crate::bytes::parse_bytes;
 use crate::launch::{EngineOptions, Launched, launch};
-use crate::memory_plan::parse_bytes;
 
 /// Time for the last answers to reach their clients once the engine has stopped.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);

@@ -119,6 +119,7 @@ impl Server {
         let sim = SimConfig {
             block_size: setup.engine.block_size,
             num_blocks: setup.engine.num_blocks,
+            num_host_blocks: setup.engine.num_host_blocks,
             vocab_size,
             ..setup.sim
         };
