@@ -77,6 +77,7 @@
 mod blocks;
 mod config;
 mod cost;
+mod door;
 mod error;
 mod group;
 mod plan;
@@ -89,9 +90,10 @@ mod stats;
 
 pub use config::{Config, SchedulingPolicy};
 pub use cost::{PreemptionMode, StepTimes};
+pub use door::blocks_at_longest;
 pub use error::{AdmissionError, ConfigError};
 pub use plan::{EndReason, PlannedSeq, SeqEvent, SeqResult, StepPlan};
-pub use scheduler::{Scheduler, blocks_at_longest};
+pub use scheduler::Scheduler;
 pub use sequence::{NewSequence, SeqId};
 pub use stats::SchedulerStats;
 
