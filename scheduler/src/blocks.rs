@@ -48,11 +48,15 @@ impl Scheduler {
         entry.place = Place::Running;
         self.num_seats += entry.num_seats;
         self.stats.num_waiting -= entry.members.len();
-        let sequences = &self.sequences;
-        let tableless = |slot: &&u32| sequences[**slot as usize].table.is_none();
-        self.num_tableless += entry.members.iter().filter(tableless).count();
         self.running.splice(at..at, entry.members.iter().copied());
+        self.num_tableless += self.count_tableless(group);
         true
+    }
+
+    fn count_tableless(&self, group: u32) -> usize {
+        let members = self.groups[group as usize].members.iter();
+        let tableless = |slot: &&u32| self.sequences[**slot as usize].table.is_none();
+        members.filter(tableless).count()
     }
 
     /// Gives a sequence a table with room for all its tokens, cached blocks first. Changes
@@ -219,9 +223,7 @@ impl Scheduler {
         self.num_seats -= entry.num_seats;
         self.stats.num_waiting += num_members;
         self.running.truncate(self.running.len() - num_members);
-        let sequences = &self.sequences;
-        let tableless = |slot: &&u32| sequences[**slot as usize].table.is_none();
-        self.num_tableless -= entry.members.iter().filter(tableless).count();
+        self.num_tableless -= self.count_tableless(group);
         if self.wants_swap() && self.swap_out(group) {
             self.groups[group as usize].place = Place::Swapped;
             self.stats.num_preemptions_by_swap += 1;
