@@ -208,7 +208,7 @@ impl Store {
 
     fn remove(&mut self, tier: Tier, block: BlockId) {
         let memory = self.memory_mut(tier);
-        let serial = memory.pool.get(block).identity().serial;
+        let serial = memory.pool.get(block).serial();
         memory.unpublish(block);
         if let Some(events) = &mut self.events {
             events.removed(tier, serial);
@@ -235,7 +235,7 @@ impl Store {
     }
 
     /// Takes a block of the host, of which one is available, for whoever fills it.
-    pub(crate) fn take_host(&mut self) -> BlockId {
+    fn take_host(&mut self) -> BlockId {
         let block = self.host.pool.front().expect("availability was checked");
         self.host.pool.acquire(block);
         if self.host.pool.get(block).is_published() {
