@@ -91,7 +91,7 @@ fn add_scores(
     }
 }
 
-/// Has the last row's logits drawn from as this sequence draws.
+/// Has the last row's logits drawn from, or expanded, as this sequence wants it.
 fn add_sample(
     batch: &mut Batch,
     planned: &PlannedSeq,
@@ -102,13 +102,23 @@ fn add_sample(
         true => scheduler.tokens(planned.id).expect("alive").to_vec(),
         false => Vec::new(),
     };
-    batch.outputs.push(OutputRow {
-        row: index(batch.tokens.len() - 1),
-        want: Want::Sample {
-            params: state.params.clone(),
-            num_prompt_tokens: index(state.num_prompt_tokens),
+    let (params, num_prompt_tokens) = (state.params.clone(), index(state.num_prompt_tokens));
+    let want = match state.num_candidates {
+        0 => Want::Sample {
+            params,
+            num_prompt_tokens,
             history,
         },
+        num_candidates => Want::Expand {
+            params,
+            num_candidates,
+            num_prompt_tokens,
+            history,
+        },
+    };
+    batch.outputs.push(OutputRow {
+        row: index(batch.tokens.len() - 1),
+        want,
     });
 }
 
@@ -141,6 +151,7 @@ mod tests {
             max_tokens: new.max_tokens,
             times: SequenceTimes::new(Duration::ZERO),
             stop_strings: StopStrings::new(Vec::new(), false),
+            num_candidates: 0,
         };
         let id = scheduler.add(new, Duration::ZERO).expect("fits");
         let place = (RequestId(0), 0);

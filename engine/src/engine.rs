@@ -13,7 +13,10 @@ use pageloom_scheduler::{NewSequence, Scheduler, SeqEvent, SeqId, SeqResult};
 use crate::{
     EngineConfig, EngineError, EngineStats, Executor, FinishReason, Request, RequestError,
     RequestEvent, RequestId,
+    beam::Beams,
     limits::Limits,
+    ranking::Ranking,
+    search::Search,
     sequence::{SequenceState, Shared},
     stats::SequenceTimes,
     text::{StopStrings, Tokenizer},
@@ -47,6 +50,8 @@ pub struct Engine {
     pub(crate) batch: Batch,
     pub(crate) results: Vec<SeqResult>,
     pub(crate) seq_events: Vec<SeqEvent>,
+    /// Requests whose beam search draws in the step.
+    pub(crate) searched: Vec<RequestId>,
     next_request: u64,
     /// When the step in flight was handed to the executor.
     pub(crate) step_began: Duration,
@@ -54,13 +59,28 @@ pub struct Engine {
 
 /// What the engine knows of a request besides its sequences.
 pub(crate) struct RequestState {
-    /// Sequences that the scheduler knows and that have not ended.
+    /// How many sequences are returned.
+    pub(crate) n: usize,
+    pub(crate) answer: Answer,
+    /// Sequences whose last delta is to come; not counted for a beam search.
+    pub(crate) num_open: usize,
+    /// Sequences that the scheduler knows and that have not ended; beams in their order.
     pub(crate) alive: Vec<SeqId>,
     /// The others, until the first has computed the prompt: it is forked when its first token is
     /// drawn, and theirs with it.
     pub(crate) to_fork: Vec<SequenceState>,
     pub(crate) prompt_sent: bool,
     pub(crate) wants_prompt_logprobs: bool,
+}
+
+/// How the news of a request's sequences become its answer.
+pub(crate) enum Answer {
+    /// They are.
+    AsItComes,
+    /// The best sequences, when all have ended.
+    Ranked(Ranking),
+    /// The best that a beam search finds, when it is over.
+    Searched(Box<Search>),
 }
 
 impl Engine {
@@ -95,6 +115,7 @@ impl Engine {
             batch: Batch::default(),
             results: Vec::new(),
             seq_events: Vec::new(),
+            searched: Vec::new(),
             next_request: 0,
             step_began: Duration::ZERO,
         })
@@ -109,13 +130,20 @@ impl Engine {
     /// [`RequestError`] names the field that is not accepted, or says that there is no room.
     pub fn add(&mut self, request: Request, now: Duration) -> Result<RequestId, RequestError> {
         let max_tokens = self.limits.check(&request)?;
-        let num_tokens =
-            request.prompt.len().checked_mul(request.n).ok_or_else(|| {
-                RequestError::invalid("n", format!("is too large: {}", request.n))
-            })?;
-        self.scheduler.check_queue(request.n, num_tokens)?;
+        let num_seqs = request.num_seqs();
+        let num_tokens = (request.prompt.len().checked_mul(num_seqs))
+            .ok_or_else(|| RequestError::invalid("n", format!("is too large: {num_seqs}")))?;
+        self.scheduler.check_queue(num_seqs, num_tokens)?;
         let id = RequestId(self.next_request);
+        let eos_ids = self.tokenizer.eos_ids();
+        // Beams are forked as they come.
+        let num_params = if request.beams.is_some() { 1 } else { num_seqs };
+        let params: Vec<_> = (0..num_params)
+            .map(|index| sequence_params(&request, index, eos_ids))
+            .collect();
+        let (answer, num_candidates) = answer_to(&request, max_tokens, &params[0]);
         let shared = Shared {
+            num_candidates,
             own_stop_tokens: request.sampling.stop_token_ids.as_slice().into(),
             max_tokens,
             times: SequenceTimes::new(now),
@@ -127,21 +155,23 @@ impl Engine {
                 max_tokens,
                 namespace: self.limits.namespace(request.cache_salt.as_deref()),
                 score_prompt: request.prompt_logprobs.is_some(),
-                num_seqs: request.n,
+                num_seqs,
+                lockstep: request.beams.is_some(),
                 priority: request.priority,
                 ..NewSequence::default()
             },
             now,
         )?;
-        let eos_ids = self.tokenizer.eos_ids();
-        let mut states = (0..request.n).map(|index| {
-            let params = sequence_params(&request, index, eos_ids);
-            SequenceState::new(seq, (id, index), &request, params, &shared)
-        });
-        let first = states.next().expect("n is at least 1");
+        let new_state =
+            |(index, params)| SequenceState::new(seq, (id, index), &request, params, &shared);
+        let mut states = params.into_iter().enumerate().map(new_state);
+        let first = states.next().expect("at least one sequence");
         let to_fork = states.collect();
         self.keep(first);
         let state = RequestState {
+            n: request.n,
+            answer,
+            num_open: num_seqs,
             alive: vec![seq],
             to_fork,
             prompt_sent: false,
@@ -228,23 +258,20 @@ impl Engine {
 
     /// Ends one sequence with a last event that has the text held back so far.
     pub(crate) fn end_sequence(&mut self, id: SeqId, reason: FinishReason, now: Duration) {
-        if let Some(mut state) = self.drop_sequence(id) {
-            let delta = state.end(&self.tokenizer, reason.clone());
-            let event = RequestEvent::Output(delta);
-            self.events.push_back((state.request, event));
-            self.note_end(&state, &reason, now);
+        if let Some(state) = self.drop_sequence(id) {
+            self.end_state(state, reason, now);
         }
     }
 
-    /// Counts the end of a sequence that was dropped, and forgets its request with the last one.
-    pub(crate) fn note_end(&mut self, state: &SequenceState, reason: &FinishReason, now: Duration) {
-        self.stats.observe_end(&state.times, reason, now);
-        if let Some(request) = self.requests.get_mut(&state.request) {
-            request.alive.retain(|&seq| seq != state.id);
-            if request.alive.is_empty() {
-                self.requests.remove(&state.request);
-            }
-        }
+    /// The same for one that the scheduler does not know.
+    pub(crate) fn end_state(
+        &mut self,
+        mut state: SequenceState,
+        reason: FinishReason,
+        now: Duration,
+    ) {
+        let delta = state.end(&self.tokenizer, reason);
+        self.close(&state, delta, now);
     }
 
     /// Ends every request, in order of arrival.
@@ -261,26 +288,38 @@ impl Engine {
         let Some(request) = self.requests.get_mut(&id) else {
             return;
         };
+        if let Answer::Searched(_) = request.answer {
+            self.break_off_search(id, reason, now);
+            return;
+        }
         let to_fork = std::mem::take(&mut request.to_fork);
         for seq in request.alive.clone() {
             self.end_sequence(seq, reason.clone(), now);
         }
         for state in to_fork {
-            self.end_unforked(state, reason.clone(), now);
+            self.end_state(state, reason.clone(), now);
         }
     }
+}
 
-    /// Ends a sequence that the scheduler never knew.
-    pub(crate) fn end_unforked(
-        &mut self,
-        mut state: SequenceState,
-        reason: FinishReason,
-        now: Duration,
-    ) {
-        let delta = state.end(&self.tokenizer, reason.clone());
-        self.events
-            .push_back((state.request, RequestEvent::Output(delta)));
-        self.stats.observe_end(&state.times, &reason, now);
+/// How a request is answered, and how many candidates its sequences expand to in a step.
+fn answer_to(request: &Request, max_tokens: usize, params: &SamplingParams) -> (Answer, usize) {
+    let num_seqs = request.num_seqs();
+    match request.beams {
+        Some(rules) => {
+            let num_stop_tokens = params.stop_token_ids.len();
+            let beams = Beams::new(num_seqs, rules, max_tokens, num_stop_tokens);
+            let num_candidates = beams.num_candidates();
+            (
+                Answer::Searched(Box::new(Search::new(beams))),
+                num_candidates,
+            )
+        }
+        None if num_seqs > request.n => {
+            let keep_logprobs = request.sampling.logprobs.is_some();
+            (Answer::Ranked(Ranking::new(num_seqs, keep_logprobs)), 0)
+        }
+        None => (Answer::AsItComes, 0),
     }
 }
 
@@ -288,6 +327,10 @@ impl Engine {
 fn sequence_params(request: &Request, index: usize, eos_ids: &[TokenId]) -> SamplingParams {
     let mut params = request.sampling.clone();
     params.seed = params.seed.wrapping_add(index as u64);
+    if request.num_seqs() > request.n && request.beams.is_none() {
+        // What they are ranked by.
+        params.logprobs.get_or_insert(0);
+    }
     if !request.ignore_eos {
         for &eos in eos_ids {
             if !params.stop_token_ids.contains(&eos) {

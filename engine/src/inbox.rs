@@ -117,9 +117,9 @@ impl Shared {
     pub(crate) fn submit(&self, request: Request) -> Result<Arc<Mailbox>, RequestError> {
         self.limits.check(&request)?;
         let load = Load {
-            num_seqs: request.n,
+            num_seqs: request.num_seqs(),
             num_tokens: (request.prompt.len())
-                .checked_mul(request.n)
+                .checked_mul(request.num_seqs())
                 .ok_or_else(|| {
                     RequestError::invalid("n", format!("is too large: {}", request.n))
                 })?,

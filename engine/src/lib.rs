@@ -43,6 +43,7 @@
 
 mod async_engine;
 mod batch;
+mod beam;
 mod config;
 mod engine;
 mod error;
@@ -51,7 +52,10 @@ mod inbox;
 mod limits;
 mod mailbox;
 mod model_executor;
+mod ranking;
+mod report;
 mod request;
+mod search;
 mod sequence;
 mod simulator;
 mod stats;
@@ -60,16 +64,20 @@ pub mod text;
 mod worker;
 
 pub use async_engine::{AsyncEngine, RequestStream};
+pub use beam::MAX_BEAMS;
 pub use config::EngineConfig;
 pub use engine::Engine;
 pub use error::{EngineError, RequestError};
 pub use executor::{Executor, ExecutorError};
-pub use limits::{MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_TOKEN_LIST};
+pub use limits::{
+    MAX_BEAM_STOP_TOKENS, MAX_LENGTH_PENALTY, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_TOKEN_LIST,
+};
 pub use model_executor::ModelExecutor;
 /// Part of [`EngineConfig`].
 pub use pageloom_scheduler::{PreemptionMode, SchedulingPolicy};
 pub use request::{
-    FinishReason, GeneratedToken, OutputDelta, Request, RequestEvent, RequestId, StopCause,
+    BeamSearch, EarlyStopping, FinishReason, GeneratedToken, OutputDelta, Request, RequestEvent,
+    RequestId, StopCause,
 };
 pub use simulator::{SimClock, SimConfig, SimExecutor, SimFault};
 pub use stats::{EngineStats, FinishedCounts, Histogram};

@@ -7,7 +7,7 @@ use pageloom_model_runner::{MAX_LOGPROBS, SamplingParams};
 
 use pageloom_scheduler::{SchedulingPolicy, blocks_at_longest};
 
-use crate::{EngineConfig, Request, RequestError};
+use crate::{BeamSearch, EngineConfig, Request, RequestError, beam::MAX_BEAMS};
 
 /// Most stop strings of a request. Each of its `n` sequences matches them for itself.
 pub const MAX_STOP_STRINGS: usize = 32;
@@ -16,6 +16,10 @@ pub const MAX_STOP_BYTES: usize = 1024;
 /// Most entries of `logit_bias`, `allowed_token_ids` and `stop_token_ids`, of each. Each of the
 /// `n` sequences has its own.
 pub const MAX_TOKEN_LIST: usize = 16_384;
+/// Most `stop_token_ids` of a beam search: each makes every step look at more candidates.
+pub const MAX_BEAM_STOP_TOKENS: usize = 64;
+/// Largest `length_penalty` of a beam search, either way.
+pub const MAX_LENGTH_PENALTY: f32 = 10.0;
 
 /// The bounds on a request; immutable, so that any thread can check.
 #[derive(Debug, Clone)]
@@ -41,13 +45,7 @@ impl Limits {
                 "must have at least one token",
             ));
         }
-        let max_n = self.config.max_n.min(self.config.max_num_seqs);
-        if request.n == 0 || request.n > max_n {
-            return Err(RequestError::invalid(
-                "n",
-                format!("must be between 1 and {max_n}, got {}", request.n),
-            ));
-        }
+        self.check_num_seqs(request)?;
         if request.priority != 0 && self.config.scheduling_policy == SchedulingPolicy::Fcfs {
             return Err(RequestError::invalid(
                 "priority",
@@ -77,7 +75,28 @@ impl Limits {
             ));
         }
         check_stop(&request.stop)?;
+        if let Some(beams) = &request.beams {
+            check_beams(request, beams)?;
+        }
         Ok(max_tokens)
+    }
+
+    fn check_num_seqs(&self, request: &Request) -> Result<(), RequestError> {
+        let max_n = self.config.max_n.min(self.config.max_num_seqs);
+        let (n, num_seqs) = (request.n, request.num_seqs());
+        if n == 0 || n > max_n {
+            return Err(RequestError::invalid(
+                "n",
+                format!("must be between 1 and {max_n}, got {n}"),
+            ));
+        }
+        if num_seqs < n || num_seqs > max_n {
+            return Err(RequestError::invalid(
+                "best_of",
+                format!("must be between n, {n} here, and {max_n}, got {num_seqs}"),
+            ));
+        }
+        Ok(())
     }
 
     /// The namespace of a salt: secret enough that nobody can make two salts meet.
@@ -121,7 +140,8 @@ impl Limits {
         };
         let longest = num_prompt_tokens + max_tokens - usize::from(max_tokens > 0);
         let (block_size, num_blocks) = (self.config.block_size, self.config.num_blocks);
-        let needed_blocks = blocks_at_longest(num_prompt_tokens, longest, request.n, block_size);
+        let needed_blocks =
+            blocks_at_longest(num_prompt_tokens, longest, request.num_seqs(), block_size);
         if needed_blocks > num_blocks {
             return Err(RequestError::NeverFits {
                 needed_blocks,
@@ -134,7 +154,7 @@ impl Limits {
     /// Most tokens that each of the request's sequences can have in the cache.
     fn most_slots(&self, request: &Request) -> usize {
         let (block_size, num_blocks) = (self.config.block_size, self.config.num_blocks);
-        let most_blocks = match request.n {
+        let most_blocks = match request.num_seqs() {
             1 => num_blocks,
             // As in `blocks_at_longest`, the other way round.
             n => {
@@ -154,6 +174,67 @@ impl Limits {
                 format!("must have token ids below {vocab_size}, got {id}"),
             )),
         }
+    }
+}
+
+/// What a beam search cannot do. A temperature of 1, the default, is as good as 0.
+fn check_beams(request: &Request, beams: &BeamSearch) -> Result<(), RequestError> {
+    let width = request.num_seqs();
+    let field = if request.best_of.is_some() {
+        "best_of"
+    } else {
+        "n"
+    };
+    let sampling = &request.sampling;
+    let fields = [
+        (
+            width <= MAX_BEAMS,
+            field,
+            format!("must be at most {MAX_BEAMS} with use_beam_search, got {width}"),
+        ),
+        (
+            sampling.temperature == 0.0 || sampling.temperature == 1.0,
+            "temperature",
+            format!(
+                "must be 0 or 1 with use_beam_search, got {}",
+                sampling.temperature
+            ),
+        ),
+        (
+            sampling.top_p == 1.0,
+            "top_p",
+            format!("must be 1 with use_beam_search, got {}", sampling.top_p),
+        ),
+        (
+            sampling.top_k == 0,
+            "top_k",
+            format!("must be off with use_beam_search, got {}", sampling.top_k),
+        ),
+        (
+            sampling.min_p == 0.0,
+            "min_p",
+            format!("must be 0 with use_beam_search, got {}", sampling.min_p),
+        ),
+        (
+            sampling.stop_token_ids.len() <= MAX_BEAM_STOP_TOKENS,
+            "stop_token_ids",
+            format!(
+                "must have at most {MAX_BEAM_STOP_TOKENS} entries with use_beam_search, got {}",
+                sampling.stop_token_ids.len()
+            ),
+        ),
+        (
+            (-MAX_LENGTH_PENALTY..=MAX_LENGTH_PENALTY).contains(&beams.length_penalty),
+            "length_penalty",
+            format!(
+                "must be between -{MAX_LENGTH_PENALTY} and {MAX_LENGTH_PENALTY}, got {}",
+                beams.length_penalty
+            ),
+        ),
+    ];
+    match fields.into_iter().find(|(holds, ..)| !holds) {
+        None => Ok(()),
+        Some((_, field, reason)) => Err(RequestError::invalid(field, reason)),
     }
 }
 

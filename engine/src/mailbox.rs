@@ -89,9 +89,8 @@ impl Mailbox {
         for index in unfinished {
             self.push(RequestEvent::Output(OutputDelta {
                 index,
-                text: String::new(),
-                tokens: Vec::new(),
                 finish: Some(reason.clone()),
+                ..OutputDelta::default()
             }));
         }
     }
@@ -137,11 +136,7 @@ impl State {
             _ => None,
         });
         match waiting {
-            Some(delta) => {
-                delta.text.push_str(&new.text);
-                delta.tokens.extend(new.tokens);
-                delta.finish = new.finish;
-            }
+            Some(delta) => delta.append(new),
             None => self.events.push_back(RequestEvent::Output(new)),
         }
     }
@@ -161,6 +156,7 @@ mod tests {
                 logprobs: None,
             }],
             finish,
+            score: None,
         })
     }
 

@@ -11,8 +11,16 @@ pub struct RequestId(pub u64);
 pub struct Request {
     /// Prompt, already tokenised; at least one token.
     pub prompt: Vec<TokenId>,
-    /// Number of sequences generated from the prompt, at least 1.
+    /// Number of sequences returned, at least 1.
     pub n: usize,
+    /// Number of sequences generated from the prompt, of which the `n` best are returned, at
+    /// least `n`; with [`beams`](Self::beams) the width of the search. `None`: `n`.
+    ///
+    /// The best are those with the highest log-probability a token, or with beams the highest
+    /// score. What is ranked is returned when all of it is there, and not as it comes.
+    pub best_of: Option<usize>,
+    /// Searches for likely sequences instead of drawing them.
+    pub beams: Option<BeamSearch>,
     /// Most tokens to generate for each sequence; `None`: to the end of the context, or of what
     /// the cache can hold. With 0 only the prompt is computed, for its log-probabilities.
     pub max_tokens: Option<usize>,
@@ -41,6 +49,8 @@ impl Request {
         Request {
             prompt,
             n: 1,
+            best_of: None,
+            beams: None,
             max_tokens: None,
             sampling: SamplingParams::default(),
             stop: Vec::new(),
@@ -52,6 +62,50 @@ impl Request {
             cache_salt: None,
         }
     }
+
+    /// Sequences that are generated: [`best_of`](Self::best_of), or `n`.
+    #[must_use]
+    pub fn num_seqs(&self) -> usize {
+        self.best_of.unwrap_or(self.n)
+    }
+}
+
+/// How a beam search ranks what it finds, and when it ends; as in Hugging Face transformers, whose
+/// defaults these are.
+///
+/// In each step the most likely continuations of all beams together, `width` of them, become the
+/// next beams. One that ends (by a stop token, a stop string or its length) while among the
+/// `width` best is kept as finished; the `width` best finished stay.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BeamSearch {
+    /// A finished sequence's score is the sum of its tokens' log-probabilities divided by their
+    /// number to this power: above 0 favours long ones.
+    pub length_penalty: f32,
+    /// When the search ends, if nothing else ends it.
+    pub early_stopping: EarlyStopping,
+}
+
+impl Default for BeamSearch {
+    fn default() -> Self {
+        BeamSearch {
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::Heuristic,
+        }
+    }
+}
+
+/// When a beam search with `width` finished sequences ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EarlyStopping {
+    /// When the best beam, at its present length, scores no better than the worst finished
+    /// sequence (`false` in transformers).
+    #[default]
+    Heuristic,
+    /// At once (`true` in transformers).
+    Immediately,
+    /// When no continuation of the best beam could score better than the worst finished sequence
+    /// (`"never"` in transformers).
+    Never,
 }
 
 /// Why a sequence ended.
@@ -86,7 +140,7 @@ pub struct GeneratedToken {
 }
 
 /// News of one sequence of a request.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct OutputDelta {
     /// Which of the request's `n` sequences.
     pub index: usize,
@@ -97,6 +151,19 @@ pub struct OutputDelta {
     pub tokens: Vec<GeneratedToken>,
     /// Set on the last delta of the sequence.
     pub finish: Option<FinishReason>,
+    /// What the sequence was ranked by, on its last delta, if it was: natural logarithms of
+    /// probability, per token or as [`BeamSearch::length_penalty`] says. Index 0 has the highest.
+    pub score: Option<f32>,
+}
+
+impl OutputDelta {
+    /// Adds later news of the same sequence.
+    pub(crate) fn append(&mut self, later: OutputDelta) {
+        self.text.push_str(&later.text);
+        self.tokens.extend(later.tokens);
+        self.finish = later.finish;
+        self.score = later.score;
+    }
 }
 
 /// News of a request.

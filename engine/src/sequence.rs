@@ -23,6 +23,8 @@ pub(crate) struct SequenceState {
     pub(crate) times: SequenceTimes,
     /// Scores of the prompt as far as they were computed.
     pub(crate) prompt_scores: Vec<TokenLogprobs>,
+    /// How many candidates for its next token a step computes; 0 if it draws one.
+    pub(crate) num_candidates: usize,
     /// What the step drew for it, until the scheduler has taken the token in.
     pub(crate) drawn: Option<RowOutput>,
     /// Why the step failed for it.
@@ -42,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) max_tokens: usize,
     pub(crate) times: SequenceTimes,
     pub(crate) stop_strings: StopStrings,
+    pub(crate) num_candidates: usize,
 }
 
 impl SequenceState {
@@ -61,6 +64,7 @@ impl SequenceState {
             num_top_prompt_logprobs: request.prompt_logprobs.unwrap_or(0),
             times: shared.times.clone(),
             prompt_scores: Vec::new(),
+            num_candidates: shared.num_candidates,
             drawn: None,
             failure: None,
             max_tokens: shared.max_tokens,
@@ -72,14 +76,29 @@ impl SequenceState {
         }
     }
 
+    /// The state of a beam that continues this one: what a step brought is not part of it.
+    pub(crate) fn to_beam(&self) -> Self {
+        SequenceState {
+            params: self.params.clone(),
+            times: self.times.clone(),
+            prompt_scores: Vec::new(),
+            drawn: None,
+            failure: None,
+            own_stop_tokens: self.own_stop_tokens.clone(),
+            detokenizer: self.detokenizer.clone(),
+            stop_strings: self.stop_strings.clone(),
+            ..*self
+        }
+    }
+
     /// Takes the token that was drawn. The delta says whether the sequence ended with it.
-    pub(crate) fn take_token(&mut self, tokenizer: &Tokenizer, drawn: RowOutput) -> OutputDelta {
+    pub(crate) fn take_token(
+        &mut self,
+        tokenizer: &Tokenizer,
+        generated: GeneratedToken,
+    ) -> OutputDelta {
         self.num_generated += 1;
-        let token = drawn.token;
-        let generated = GeneratedToken {
-            id: token,
-            logprobs: drawn.logprobs,
-        };
+        let token = generated.id;
         // The sampler bans stop tokens up to min_tokens; stop strings are ours to hold back.
         let may_stop = self.num_generated > self.params.min_tokens;
         let (mut text, mut finish) = if may_stop && self.params.stop_token_ids.contains(&token) {
@@ -117,6 +136,7 @@ impl SequenceState {
             text,
             tokens,
             finish,
+            score: None,
         }
     }
 

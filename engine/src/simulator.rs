@@ -9,7 +9,7 @@ use std::{
 };
 
 use pageloom_model_runner::{
-    Batch, RowError, RowOutput, SamplingParams, StepOutput, TokenId, TokenLogprobs, Want,
+    Batch, Candidate, RowError, RowOutput, SamplingParams, StepOutput, TokenId, TokenLogprobs, Want,
 };
 
 use crate::{Executor, ExecutorError};
@@ -189,7 +189,18 @@ impl SimExecutor {
             Want::Score { token, top } => Ok(RowOutput {
                 token: *token,
                 logprobs: Some(self.logprobs(hash, *token, *top)),
+                candidates: Vec::new(),
             }),
+            Want::Expand {
+                params,
+                num_candidates,
+                num_prompt_tokens,
+                history,
+            } => {
+                let hash = history.iter().fold(hash, |h, &t| mix(h, u64::from(t)));
+                let num_generated = (position as usize + 1) - *num_prompt_tokens as usize;
+                self.expand(hash, params, *num_candidates, num_generated)
+            }
             Want::Sample {
                 params,
                 num_prompt_tokens,
@@ -199,7 +210,11 @@ impl SimExecutor {
                 let num_generated = (position as usize + 1) - *num_prompt_tokens as usize;
                 let token = self.draw(hash, params, u64::from(position), num_generated)?;
                 let logprobs = params.logprobs.map(|top| self.logprobs(hash, token, top));
-                Ok(RowOutput { token, logprobs })
+                Ok(RowOutput {
+                    token,
+                    logprobs,
+                    candidates: Vec::new(),
+                })
             }
         }
     }
@@ -208,6 +223,48 @@ impl SimExecutor {
     fn ranked(&self, hash: u64, rank: u64) -> TokenId {
         let vocab_size = self.config.vocab_size as u64;
         ((hash % vocab_size + rank) % vocab_size) as TokenId
+    }
+
+    /// All tokens that may come next.
+    fn best_first<'a>(
+        &'a self,
+        hash: u64,
+        params: &'a SamplingParams,
+        num_generated: usize,
+    ) -> impl Iterator<Item = TokenId> + 'a {
+        let banned = move |token: &TokenId| {
+            let stops = num_generated < params.min_tokens && params.stop_token_ids.contains(token);
+            let allowed = &params.allowed_token_ids;
+            stops || (!allowed.is_empty() && !allowed.contains(token))
+        };
+        let ranks = 0..self.config.vocab_size as u64;
+        ranks
+            .map(move |rank| self.ranked(hash, rank))
+            .filter(move |token| !banned(token))
+    }
+
+    fn expand(
+        &self,
+        hash: u64,
+        params: &SamplingParams,
+        num_candidates: usize,
+        num_generated: usize,
+    ) -> Result<RowOutput, RowError> {
+        let best = self.best_first(hash, params, num_generated);
+        let candidates: Vec<_> = best
+            .take(num_candidates)
+            .map(|token| Candidate {
+                token,
+                score: self.logprobs(hash, token, 0).logprob,
+                logprobs: params.logprobs.map(|top| self.logprobs(hash, token, top)),
+            })
+            .collect();
+        let best = candidates.first().ok_or(RowError::NothingAllowed)?;
+        Ok(RowOutput {
+            token: best.token,
+            logprobs: None,
+            candidates,
+        })
     }
 
     fn draw(
@@ -224,15 +281,7 @@ impl SimExecutor {
         if params.top_k > 0 {
             wanted = wanted.min(params.top_k - 1);
         }
-        let banned = |token: &TokenId| {
-            let stops = num_generated < params.min_tokens && params.stop_token_ids.contains(token);
-            let allowed = &params.allowed_token_ids;
-            stops || (!allowed.is_empty() && !allowed.contains(token))
-        };
-        let ranks = 0..self.config.vocab_size as u64;
-        let mut best = ranks
-            .map(|rank| self.ranked(hash, rank))
-            .filter(|t| !banned(t));
+        let mut best = self.best_first(hash, params, num_generated);
         let first = best.next().ok_or(RowError::NothingAllowed)?;
         match wanted {
             0 => Ok(first),

@@ -3,10 +3,10 @@
 use std::{iter, time::Duration};
 
 use pageloom_model_runner::{Batch, RowError, RowOutput, StepOutput};
-use pageloom_scheduler::{EndReason, PlannedSeq, SeqEvent, SeqId, SeqResult, StepTimes};
+use pageloom_scheduler::{PlannedSeq, SeqResult, StepTimes};
 
 use crate::{
-    Engine, EngineError, ExecutorError, FinishReason, RequestEvent, batch, executor::guarded,
+    Engine, EngineError, ExecutorError, FinishReason, batch, executor::guarded,
     sequence::SequenceState,
 };
 
@@ -141,6 +141,9 @@ impl Engine {
             let state = self.states[planned.id.index()].as_mut();
             let state = state.filter(|state| state.id == planned.id);
             let request = state.as_ref().map(|state| state.request);
+            if planned.sample && state.as_ref().is_some_and(|s| s.num_candidates > 0) {
+                self.searched.extend(request);
+            }
             let result = take_rows(planned, &mut rows, state);
             self.results.push(result);
             let request = request.and_then(|id| self.requests.get_mut(&id));
@@ -152,6 +155,10 @@ impl Engine {
                 }
             }
             rows.for_each(drop);
+        }
+        self.searched.dedup();
+        for at in 0..self.searched.len() {
+            self.advance_search(self.searched[at]);
         }
         let swap = output.transfer_time;
         let compute = now.saturating_sub(self.step_began).saturating_sub(swap);
@@ -179,145 +186,6 @@ impl Engine {
             }
         }
         self.report(step, now);
-    }
-
-    /// Reports `self.results` to the scheduler and turns its events into the request's.
-    fn report(&mut self, step: pageloom_scheduler::StepId, now: Duration) {
-        let mut events = std::mem::take(&mut self.seq_events);
-        self.scheduler.update(step, &self.results, &mut events);
-        // Before any of them leaves; but kept only after, since what leaves has the same places.
-        let mut forks = Vec::new();
-        for event in &events {
-            if let SeqEvent::Token { id, .. } = *event {
-                self.fork(id, &mut forks);
-            }
-        }
-        for event in events.drain(..) {
-            match event {
-                SeqEvent::PromptComputed {
-                    id,
-                    num_cached_tokens,
-                } => self.prompt_computed(id, num_cached_tokens),
-                SeqEvent::Token { id, .. } => self.token_drawn(id, now),
-                SeqEvent::Ended { id, reason } => self.ended(id, reason, now),
-            }
-        }
-        self.seq_events = events;
-        for fork in forks {
-            self.fork_drawn(fork, now);
-        }
-    }
-
-    fn prompt_computed(&mut self, id: SeqId, num_cached_tokens: usize) {
-        let Some(state) = self.state(id) else {
-            return;
-        };
-        let num_prompt_tokens = state.num_prompt_tokens;
-        let scores = std::mem::take(&mut state.prompt_scores);
-        let request_id = state.request;
-        self.stats.num_prompt_tokens += num_prompt_tokens as u64;
-        let Some(request) = self.requests.get_mut(&request_id) else {
-            return;
-        };
-        if std::mem::replace(&mut request.prompt_sent, true) {
-            return;
-        }
-        let logprobs = match request.wants_prompt_logprobs {
-            true => [None]
-                .into_iter()
-                .chain(scores.into_iter().map(Some))
-                .collect(),
-            false => Vec::new(),
-        };
-        let event = RequestEvent::Prompt {
-            num_cached_tokens,
-            logprobs,
-        };
-        self.events.push_back((request_id, event));
-    }
-
-    /// Forks the first sequence of a request, which has drawn its first token, into all.
-    fn fork(&mut self, id: SeqId, forks: &mut Vec<SequenceState>) {
-        let state = self.states[id.index()].as_ref();
-        let Some(state) = state.filter(|state| state.id == id) else {
-            return;
-        };
-        let Some(request) = self.requests.get_mut(&state.request) else {
-            return;
-        };
-        for mut fork in request.to_fork.drain(..) {
-            fork.times = state.times.clone();
-            let token = fork.drawn.as_ref().map(|row| row.token);
-            // `None` where the first has all its tokens already, and then so has the fork.
-            fork.id = match token.and_then(|token| self.scheduler.fork(id, token)) {
-                Some(child) => {
-                    request.alive.push(child);
-                    child
-                }
-                None => id,
-            };
-            forks.push(fork);
-        }
-    }
-
-    /// The first token of a fork, which goes on if the scheduler knows it.
-    fn fork_drawn(&mut self, mut fork: SequenceState, now: Duration) {
-        if let Some(failure) = fork.failure.take() {
-            self.end_unforked(fork, FinishReason::Error(failure), now);
-            return;
-        }
-        if self.scheduler.tokens(fork.id).is_some() {
-            let id = fork.id;
-            self.keep(fork);
-            self.token_drawn(id, now);
-            return;
-        }
-        let drawn = fork.drawn.take().expect("a token was drawn");
-        self.stats.observe_token(&mut fork.times, now);
-        let delta = fork.take_token(&self.tokenizer, drawn);
-        let reason = delta.finish.clone().unwrap_or(FinishReason::Length);
-        self.events
-            .push_back((fork.request, RequestEvent::Output(delta)));
-        self.stats.observe_end(&fork.times, &reason, now);
-    }
-
-    fn token_drawn(&mut self, id: SeqId, now: Duration) {
-        let state = self.states[id.index()].as_mut();
-        let Some(state) = state.filter(|state| state.id == id) else {
-            return;
-        };
-        let drawn = state.drawn.take().expect("a token was drawn");
-        self.stats.observe_token(&mut state.times, now);
-        let delta = state.take_token(&self.tokenizer, drawn);
-        let finish = delta.finish.clone();
-        let event = RequestEvent::Output(delta);
-        self.events.push_back((state.request, event));
-        if let Some(reason) = finish
-            && let Some(state) = self.drop_sequence(id)
-        {
-            self.note_end(&state, &reason, now);
-        }
-    }
-
-    /// The scheduler ended a sequence; the engine may have known before.
-    fn ended(&mut self, id: SeqId, reason: EndReason, now: Duration) {
-        let Some(state) = self.state(id) else {
-            return;
-        };
-        let reason = match reason {
-            EndReason::Length => FinishReason::Length,
-            EndReason::Failed => FinishReason::Error(
-                (state.failure.take()).unwrap_or_else(|| "the step failed".to_owned()),
-            ),
-        };
-        let request_id = state.request;
-        let request = self.requests.get(&request_id);
-        if request.is_some_and(|request| !request.to_fork.is_empty()) {
-            // The others were to be its forks.
-            self.end_request(request_id, &reason, now);
-        } else {
-            self.end_sequence(id, reason, now);
-        }
     }
 }
 

@@ -201,6 +201,18 @@ pub enum Want {
         /// All tokens so far, prompt first; left empty unless [`SamplingParams::needs_history`].
         history: Vec<TokenId>,
     },
+    /// The most likely next tokens, of which the caller chooses: beam search.
+    Expand {
+        /// What masks, biases and penalises tokens; nothing is drawn, so the temperature, the seed
+        /// and the filters do not matter. `logprobs`: those of every candidate are wanted.
+        params: Arc<SamplingParams>,
+        /// How many candidates to return at most.
+        num_candidates: usize,
+        /// As in [`Want::Sample`].
+        num_prompt_tokens: u32,
+        /// As in [`Want::Sample`].
+        history: Vec<TokenId>,
+    },
     /// Log-probability of a token that is already known: prompt log-probabilities.
     Score {
         /// The token that follows this row.
@@ -227,9 +239,23 @@ pub struct TokenLogprobs {
 /// Outcome of one [`OutputRow`], in the same order.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RowOutput {
-    /// The token drawn, or the token scored.
+    /// The token drawn, the token scored, or the best candidate.
     pub token: TokenId,
-    /// Present when asked for.
+    /// Present when asked for a token that was drawn or scored.
+    pub logprobs: Option<TokenLogprobs>,
+    /// What [`Want::Expand`] asked for, best first; at least one then.
+    pub candidates: Vec<Candidate>,
+}
+
+/// A token that could come next.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// The token.
+    pub token: TokenId,
+    /// Natural logarithm of its probability, changed by the biases and penalties asked for as if
+    /// it were a logit, and not normalised again.
+    pub score: f32,
+    /// Present when asked for: without those changes.
     pub logprobs: Option<TokenLogprobs>,
 }
 

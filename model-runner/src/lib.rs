@@ -20,7 +20,9 @@ mod runner;
 pub mod sampling;
 pub mod weights;
 
-pub use batch::{Batch, OutputRow, RowError, RowOutput, StepOutput, TokenLogprobs, Want};
+pub use batch::{
+    Batch, Candidate, OutputRow, RowError, RowOutput, StepOutput, TokenLogprobs, Want,
+};
 pub use error::RunError;
 pub use ops::WeightDtype;
 pub use pageloom_paged_attn_kernels::KvDtype;

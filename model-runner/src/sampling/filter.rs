@@ -1,7 +1,7 @@
 //! Which tokens may be drawn: min-p, top-k, top-p.
 
 use super::softmax::{exp_nonpositive, weigh};
-use super::top::{Candidate, top_n};
+use super::top::{Ranked, top_n};
 use crate::SamplingParams;
 
 /// Buffers that a draw reuses; nothing in them outlives it.
@@ -12,7 +12,7 @@ pub(super) struct Buffers {
     /// Sums of `weights` by chunk.
     pub(super) chunk_sums: Vec<f64>,
     /// What the filters kept.
-    pub(super) kept: Vec<Candidate>,
+    pub(super) kept: Vec<Ranked>,
 }
 
 /// Whether any filter is on for a vocabulary of `vocab_size`.
@@ -35,7 +35,7 @@ fn top_k(params: &SamplingParams, vocab_size: usize) -> Option<usize> {
 ///
 /// Ties fall to the lower id. `max` is the largest logit, `temperature > 0`.
 pub(super) fn keep(logits: &[f32], max: f32, params: &SamplingParams, buffers: &mut Buffers) {
-    let weight = |c: &Candidate| exp_nonpositive((c.logit - max) / params.temperature);
+    let weight = |c: &Ranked| exp_nonpositive((c.logit - max) / params.temperature);
     if let Some(k) = top_k(params, logits.len()) {
         // What min-p keeps is a head of the same order, so it may come second: k weights, not a vocabulary of them.
         top_n(logits, k, &mut buffers.kept);
@@ -66,7 +66,7 @@ pub(super) fn keep(logits: &[f32], max: f32, params: &SamplingParams, buffers: &
         kept.extend(
             tokens
                 .filter(|&(_, &w)| w >= params.min_p && w >= floor && w > 0.0)
-                .map(|((token, &logit), _)| Candidate { logit, token }),
+                .map(|((token, &logit), _)| Ranked { logit, token }),
         );
         if params.top_p < 1.0 {
             cut_nucleus(kept, weight, params.top_p, total);
@@ -76,25 +76,20 @@ pub(super) fn keep(logits: &[f32], max: f32, params: &SamplingParams, buffers: &
 }
 
 /// Leaves the best candidates up to and with the one that brings their share of `total` to `top_p`.
-fn cut_nucleus(
-    kept: &mut Vec<Candidate>,
-    weight: impl Fn(&Candidate) -> f32,
-    top_p: f32,
-    total: f64,
-) {
+fn cut_nucleus(kept: &mut Vec<Ranked>, weight: impl Fn(&Ranked) -> f32, top_p: f32, total: f64) {
     let wanted = f64::from(top_p) * total;
     // Most nuclei are small: sort ever larger heads until one holds enough. The margin covers sums
     // in another order.
     let mut head = 64;
     while head < kept.len() {
-        kept.select_nth_unstable_by(head, Candidate::best_first);
+        kept.select_nth_unstable_by(head, Ranked::best_first);
         let reached: f64 = kept[..head].iter().map(|c| f64::from(weight(c))).sum();
         if reached > wanted * (1.0 + 1e-9) {
             kept.truncate(head);
         }
         head *= 4;
     }
-    kept.sort_unstable_by(Candidate::best_first);
+    kept.sort_unstable_by(Ranked::best_first);
     let mut reached = 0.0;
     let inside = kept.iter().take_while(|c| {
         let still_short = reached < wanted;

@@ -1,7 +1,7 @@
 //! Log-probabilities under the model's own distribution.
 
 use super::softmax::log_sum_exp;
-use super::top::{Candidate, top_n};
+use super::top::{Ranked, top_n};
 use crate::{RowError, TokenId, TokenLogprobs};
 
 /// Log-probability and rank of `token` and the `top` most likely tokens.
@@ -16,26 +16,45 @@ pub(super) fn token_logprobs(
     logits: &[f32],
     token: TokenId,
     top: usize,
-    scratch: &mut Vec<Candidate>,
+    scratch: &mut Vec<Ranked>,
 ) -> Result<TokenLogprobs, RowError> {
     let log_total = log_sum_exp(logits)?;
-    let logprob = |logit: f32| (f64::from(logit) - log_total) as f32;
-    let index = token as usize;
-    let own = logits.get(index).copied().unwrap_or(f32::NEG_INFINITY);
-    let (before, after) = logits.split_at(index.min(logits.len()));
-    // A tie goes to the lower id, here as in every choice.
+    let own = logits
+        .get(token as usize)
+        .copied()
+        .unwrap_or(f32::NEG_INFINITY);
+    Ok(TokenLogprobs {
+        logprob: logprob(own, log_total),
+        rank: rank(logits, token, own),
+        top: top_logprobs(logits, log_total, top, scratch),
+    })
+}
+
+/// Logarithm of the probability of a logit in a row whose exponentials sum to `e^log_total`.
+pub(super) fn logprob(logit: f32, log_total: f64) -> f32 {
+    (f64::from(logit) - log_total) as f32
+}
+
+/// Place of `token`, whose logit is `own`, among all, from 1. A tie goes to the lower id, here as
+/// in every choice.
+pub(super) fn rank(logits: &[f32], token: TokenId, own: f32) -> u32 {
+    let (before, after) = logits.split_at((token as usize).min(logits.len()));
     let num_better =
         before.iter().filter(|&&x| x >= own).count() + after.iter().filter(|&&x| x > own).count();
+    num_better as u32 + 1
+}
+
+/// The `top` most likely tokens, best first.
+pub(super) fn top_logprobs(
+    logits: &[f32],
+    log_total: f64,
+    top: usize,
+    scratch: &mut Vec<Ranked>,
+) -> Vec<(TokenId, f32)> {
     top_n(logits, top, scratch);
-    scratch.sort_unstable_by(Candidate::best_first);
-    Ok(TokenLogprobs {
-        logprob: logprob(own),
-        rank: num_better as u32 + 1,
-        top: scratch
-            .iter()
-            .map(|c| (c.token, logprob(c.logit)))
-            .collect(),
-    })
+    scratch.sort_unstable_by(Ranked::best_first);
+    let entry = |c: &Ranked| (c.token, logprob(c.logit, log_total));
+    scratch.iter().map(entry).collect()
 }
 
 #[cfg(test)]

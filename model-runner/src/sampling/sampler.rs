@@ -2,11 +2,11 @@
 
 use super::adjust::{Occurrences, adjust, changes_logits};
 use super::filter::{Buffers, filters, keep};
-use super::logprobs::token_logprobs;
+use super::logprobs::{logprob, rank, token_logprobs, top_logprobs};
 use super::rng::uniform;
-use super::softmax::{CHUNK, exp_nonpositive, max_logit, weigh};
-use super::top::{Candidate, first_with};
-use crate::{RowError, RowOutput, SamplingParams, TokenId, TokenLogprobs, Want};
+use super::softmax::{CHUNK, exp_nonpositive, log_sum_exp, max_logit, weigh};
+use super::top::{Ranked, first_with, top_n};
+use crate::{Candidate, RowError, RowOutput, SamplingParams, TokenId, TokenLogprobs, Want};
 
 /// Where in its sequence a draw happens.
 #[derive(Debug, Clone, Copy)]
@@ -78,9 +78,23 @@ impl Sampler {
                 };
                 self.sample(logits, params, &ctx)
             }
+            Want::Expand {
+                params,
+                num_candidates,
+                num_prompt_tokens,
+                history,
+            } => {
+                let ctx = DrawContext {
+                    position: row_position + 1,
+                    num_prompt_tokens: *num_prompt_tokens,
+                    history,
+                };
+                self.expand(logits, params, *num_candidates, &ctx)
+            }
             Want::Score { token, top } => Ok(RowOutput {
                 token: *token,
                 logprobs: Some(self.score(logits, *token, *top)?),
+                candidates: Vec::new(),
             }),
         }
     }
@@ -119,7 +133,68 @@ impl Sampler {
             Some(top) => Some(self.score(logits, token, top)?),
             None => None,
         };
-        Ok(RowOutput { token, logprobs })
+        Ok(RowOutput {
+            token,
+            logprobs,
+            candidates: Vec::new(),
+        })
+    }
+
+    /// The `num_candidates` most likely next tokens, best first, fewer if masks leave fewer.
+    ///
+    /// Arguments and errors as for [`Sampler::sample`]. As in Hugging Face transformers, masks,
+    /// biases and penalties change log-probabilities, which are not normalised again.
+    pub fn expand(
+        &mut self,
+        logits: &[f32],
+        params: &SamplingParams,
+        num_candidates: usize,
+        ctx: &DrawContext<'_>,
+    ) -> Result<RowOutput, RowError> {
+        let log_total = log_sum_exp(logits)?;
+        let changes = changes_logits(params, ctx);
+        if changes {
+            let scores: Vec<f32> = logits.iter().map(|&x| logprob(x, log_total)).collect();
+            self.adjusted.clone_from(&scores);
+            adjust(
+                &mut self.adjusted,
+                params,
+                ctx,
+                &mut self.occurrences,
+                &scores,
+            );
+            max_logit(&self.adjusted)?;
+        }
+        let kept = &mut self.buffers.kept;
+        let top = params
+            .logprobs
+            .map(|top| top_logprobs(logits, log_total, top, kept));
+        let row = if changes { &self.adjusted } else { logits };
+        top_n(row, num_candidates, kept);
+        kept.sort_unstable_by(Ranked::best_first);
+        let candidate = |c: &Ranked| {
+            let own = logits[c.token as usize];
+            Candidate {
+                token: c.token,
+                score: if changes {
+                    c.logit
+                } else {
+                    logprob(own, log_total)
+                },
+                logprobs: top.as_ref().map(|top| TokenLogprobs {
+                    logprob: logprob(own, log_total),
+                    rank: rank(logits, c.token, own),
+                    top: top.clone(),
+                }),
+            }
+        };
+        let candidates: Vec<_> = kept.iter().map(candidate).collect();
+        let best = candidates.first().ok_or(RowError::NothingAllowed)?;
+        Ok(RowOutput {
+            token: best.token,
+            logprobs: None,
+            candidates,
+        })
     }
 
     /// Log-probability and rank of a known `token`, and the `top` most likely ones.
@@ -190,8 +265,8 @@ fn draw(weights: &[f32], chunk_sums: &[f64], u: f64) -> TokenId {
 }
 
 /// The same over the kept tokens, which are in ascending order of id.
-fn draw_kept(kept: &[Candidate], max: f32, temperature: f32, u: f64) -> TokenId {
-    let weight = |c: &Candidate| f64::from(exp_nonpositive((c.logit - max) / temperature));
+fn draw_kept(kept: &[Ranked], max: f32, temperature: f32, u: f64) -> TokenId {
+    let weight = |c: &Ranked| f64::from(exp_nonpositive((c.logit - max) / temperature));
     let target = u * kept.iter().map(weight).sum::<f64>();
     let mut reached = 0.0;
     let mut last = 0;

@@ -8,14 +8,14 @@ const FIND: usize = 256;
 
 /// A token and its logit.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Candidate {
+pub(super) struct Ranked {
     pub(super) logit: f32,
     pub(super) token: TokenId,
 }
 
-impl Candidate {
+impl Ranked {
     /// Higher logit first, ties by the lower id. Logits must not be NaN (they are checked on entry).
-    pub(super) fn best_first(&self, other: &Candidate) -> Ordering {
+    pub(super) fn best_first(&self, other: &Ranked) -> Ordering {
         other
             .logit
             .partial_cmp(&self.logit)
@@ -29,7 +29,7 @@ impl Candidate {
 /// One pass with a rising threshold: `out` fills to twice `n`, is cut back to
 /// the best `n`, and from then on only what beats the worst of them enters.
 /// Tokens come in ascending order, so one that merely equals it loses the tie.
-pub(super) fn top_n(logits: &[f32], n: usize, out: &mut Vec<Candidate>) {
+pub(super) fn top_n(logits: &[f32], n: usize, out: &mut Vec<Ranked>) {
     out.clear();
     if n == 0 {
         return;
@@ -38,7 +38,7 @@ pub(super) fn top_n(logits: &[f32], n: usize, out: &mut Vec<Candidate>) {
     let mut threshold = f32::NEG_INFINITY;
     for (token, &logit) in (0..).zip(logits) {
         if logit > threshold {
-            out.push(Candidate { logit, token });
+            out.push(Ranked { logit, token });
             if out.len() == limit {
                 threshold = cut(out, n);
             }
@@ -50,8 +50,8 @@ pub(super) fn top_n(logits: &[f32], n: usize, out: &mut Vec<Candidate>) {
 }
 
 /// Keeps the best `n > 0` of more than `n` candidates and returns the worst logit among them.
-fn cut(out: &mut Vec<Candidate>, n: usize) -> f32 {
-    let (_, last, _) = out.select_nth_unstable_by(n - 1, Candidate::best_first);
+fn cut(out: &mut Vec<Ranked>, n: usize) -> f32 {
+    let (_, last, _) = out.select_nth_unstable_by(n - 1, Ranked::best_first);
     let worst = last.logit;
     out.truncate(n);
     worst
@@ -78,13 +78,13 @@ mod tests {
             row in prop::collection::vec((-6i8..6).prop_map(f32::from), 0..400),
             n in 0usize..90,
         ) {
-            let mut all: Vec<Candidate> =
-                (0..).zip(&row).map(|(token, &logit)| Candidate { logit, token }).collect();
+            let mut all: Vec<Ranked> =
+                (0..).zip(&row).map(|(token, &logit)| Ranked { logit, token }).collect();
             all.sort_by(|a, b| b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token)));
             all.truncate(n);
             let mut got = Vec::new();
             top_n(&row, n, &mut got);
-            got.sort_by(Candidate::best_first);
+            got.sort_by(Ranked::best_first);
             prop_assert_eq!(got, all);
         }
     }
@@ -95,7 +95,7 @@ mod tests {
         top_n(&[f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY], 3, &mut got);
         assert_eq!(
             got,
-            [Candidate {
+            [Ranked {
                 logit: 1.0,
                 token: 1
             }]
