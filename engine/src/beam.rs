@@ -238,6 +238,3 @@ impl Beams {
 fn descending(a: f64, b: f64) -> Ordering {
     b.total_cmp(&a)
 }
-
-#[cfg(test)]
-mod tests;

@@ -158,7 +158,6 @@ impl Engine {
                 num_seqs,
                 lockstep: request.beams.is_some(),
                 priority: request.priority,
-                ..NewSequence::default()
             },
             now,
         )?;

@@ -153,16 +153,14 @@ impl Engine {
             return;
         }
         let mut found = search.beams.best(request.n);
-        for index in found.len()..request.n {
-            let num_found = found.len().min(index);
-            found.push(nothing(
-                index,
-                FinishReason::Error(format!(
-                    "the beam search found only {num_found} sequences, {} were asked for",
-                    request.n
-                )),
-            ));
-        }
+        let num_found = found.len();
+        found.extend((num_found..request.n).map(|index| {
+            let message = format!(
+                "the beam search found only {num_found} sequences, {} were asked for",
+                request.n
+            );
+            nothing(index, FinishReason::Error(message))
+        }));
         self.close_search(id, found, true, now);
     }
 

@@ -3,13 +3,14 @@
 
 mod support;
 
-use pageloom_engine::{EngineConfig, PreemptionMode, Request};
+use pageloom_engine::{BeamSearch, EarlyStopping, EngineConfig, PreemptionMode, Request};
 use pageloom_model_runner::SamplingParams;
 use support::{
     Harness, MakeEngine, Transcript, alone, alone_in, engine, greedy, model_engine, prompt,
 };
 
-/// One of each kind: greedy, sampled, several sequences, with everything reported.
+/// One of each kind: greedy, sampled, several sequences, the best of several, beams, with
+/// everything reported.
 fn subjects() -> Vec<Request> {
     let sampled = SamplingParams {
         seed: 42,
@@ -29,8 +30,32 @@ fn subjects() -> Vec<Request> {
         },
         Request {
             n: 3,
-            sampling: sampled,
+            sampling: sampled.clone(),
             ..greedy(prompt(2, 33), 25)
+        },
+        Request {
+            n: 2,
+            best_of: Some(4),
+            sampling: sampled.clone(),
+            ..greedy(prompt(2, 33), 20)
+        },
+        Request {
+            n: 3,
+            beams: Some(BeamSearch::default()),
+            ignore_eos: false,
+            sampling: sampled,
+            ..greedy(prompt(4, 29), 25)
+        },
+        Request {
+            n: 1,
+            best_of: Some(4),
+            beams: Some(BeamSearch {
+                length_penalty: 0.0,
+                early_stopping: EarlyStopping::Never,
+            }),
+            sampling: penalised.clone(),
+            prompt_logprobs: Some(0),
+            ..greedy(prompt(1, 40), 30)
         },
         Request {
             sampling: penalised,
@@ -102,10 +127,10 @@ fn chunked_at_several_budgets() {
         };
         check_all(&config, &sixteen_others(), 0);
     }
-    // One request at a time: one has three sequences.
+    // One request at a time: some have four sequences.
     let one_by_one = EngineConfig {
-        max_num_seqs: 3,
-        max_num_batched_tokens: 3,
+        max_num_seqs: 4,
+        max_num_batched_tokens: 4,
         ..EngineConfig::default()
     };
     check_all(&one_by_one, &[], 0);
@@ -114,7 +139,7 @@ fn chunked_at_several_budgets() {
 fn crowded(block_size: usize, preemption_mode: PreemptionMode) -> EngineConfig {
     EngineConfig {
         block_size,
-        num_blocks: 192_usize.div_ceil(block_size),
+        num_blocks: 288_usize.div_ceil(block_size),
         num_host_blocks: 600_usize.div_ceil(block_size),
         preemption_mode,
         max_num_batched_tokens: 64,
@@ -184,13 +209,14 @@ fn check_hits(make: MakeEngine) {
         }
     }
     // Second time: two whole blocks of 37 tokens; nothing where scores are wanted; of 33 tokens
-    // two blocks; of 16 none, since the last token is always computed.
+    // two blocks, and those who come later find them; of 29 one block; nothing where scores are
+    // wanted; of 16 none, since the last token is always computed.
     let cached: Vec<_> = harness
         .transcripts
         .values()
         .map(|t| t.num_cached_tokens)
         .collect();
-    assert_eq!(cached[4..], [32, 0, 32, 0]);
+    assert_eq!(cached[7..], [32, 0, 32, 32, 16, 0, 0]);
     assert!(harness.engine.stats().num_prefix_hits >= 64);
 }
 

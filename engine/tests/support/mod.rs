@@ -103,6 +103,7 @@ pub(crate) struct Outcome {
     pub(crate) tokens: Vec<GeneratedToken>,
     pub(crate) text: String,
     pub(crate) finish: Option<FinishReason>,
+    pub(crate) score: Option<f32>,
 }
 
 /// All that became of a request.
@@ -134,6 +135,7 @@ impl Transcript {
                 outcome.tokens.extend(delta.tokens);
                 outcome.text.push_str(&delta.text);
                 outcome.finish = delta.finish;
+                outcome.score = delta.score;
             }
         }
     }
