@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pageloom_model_runner::TokenId;
 use pageloom_scheduler::{PreemptionMode, SchedulingPolicy};
 
 use crate::EngineError;
@@ -34,6 +35,12 @@ pub struct EngineConfig {
     pub max_n: usize,
     /// Keep computed blocks findable for later prompts with the same beginning.
     pub enable_prefix_caching: bool,
+    /// Beginnings that many prompts have in common. They are computed first of all, and their whole
+    /// blocks never leave the cache (the paper's section 4.4); needs the prefix cache. One whose
+    /// step fails is not kept, and computed by the first prompt that begins with it.
+    ///
+    /// Requests with a salt do not share them.
+    pub shared_prefixes: Vec<Vec<TokenId>>,
     /// Who goes first. Only with [`SchedulingPolicy::Priority`] may requests have a priority.
     pub scheduling_policy: SchedulingPolicy,
     /// What is done with the blocks of a preempted request; swaps need a host tier.
@@ -61,6 +68,7 @@ impl Default for EngineConfig {
             max_num_queued_tokens: scheduler.max_num_queued_tokens,
             max_n: 128,
             enable_prefix_caching: true,
+            shared_prefixes: Vec::new(),
             scheduling_policy: scheduler.policy,
             preemption_mode: scheduler.preemption_mode,
             watermark: scheduler.watermark,
@@ -74,7 +82,8 @@ impl EngineConfig {
     /// Checks every value.
     ///
     /// # Errors
-    /// [`EngineError::Blocks`], [`EngineError::Scheduler`] or [`EngineError::TooManySlots`].
+    /// [`EngineError::Blocks`], [`EngineError::Scheduler`], [`EngineError::TooManySlots`] or one
+    /// about the shared prefixes.
     pub fn validate(&self) -> Result<(), EngineError> {
         self.blocks().validate()?;
         self.scheduler().validate()?;
@@ -88,7 +97,51 @@ impl EngineConfig {
                 });
             }
         }
+        self.validate_shared_prefixes()
+    }
+
+    fn validate_shared_prefixes(&self) -> Result<(), EngineError> {
+        if self.shared_prefixes.is_empty() {
+            return Ok(());
+        }
+        if !self.enable_prefix_caching {
+            return Err(EngineError::SharedPrefixWithoutCache);
+        }
+        for (index, prefix) in self.shared_prefixes.iter().enumerate() {
+            if prefix.is_empty() || prefix.len() > self.max_model_len {
+                return Err(EngineError::SharedPrefixLength {
+                    index,
+                    num_tokens: prefix.len(),
+                    max_model_len: self.max_model_len,
+                });
+            }
+        }
+        // The door counts a sequence's blocks as if it shared none, since after a preemption it
+        // may not; so does it those of a prompt that is no longer than a shared prefix.
+        let longest = self.shared_prefixes.iter().map(Vec::len).max();
+        let beside = longest.unwrap_or(0).div_ceil(self.block_size);
+        let needed_blocks = self.num_resident_blocks().saturating_add(beside);
+        let num_blocks = self.num_blocks;
+        if needed_blocks > num_blocks {
+            return Err(EngineError::SharedPrefixesDoNotFit {
+                needed_blocks,
+                num_blocks,
+            });
+        }
         Ok(())
+    }
+
+    /// Whole blocks of the shared prefixes; what they have in common counts once.
+    #[must_use]
+    pub fn num_resident_blocks(&self) -> usize {
+        let mut beginnings: Vec<&[TokenId]> = Vec::new();
+        for prefix in &self.shared_prefixes {
+            let num_blocks = prefix.len().checked_div(self.block_size).unwrap_or(0);
+            beginnings.extend((1..=num_blocks).map(|n| &prefix[..n * self.block_size]));
+        }
+        beginnings.sort_unstable();
+        beginnings.dedup();
+        beginnings.len()
     }
 
     /// The part the block manager needs.
@@ -112,6 +165,7 @@ impl EngineConfig {
             max_num_queued_requests: self.max_num_queued_requests,
             max_num_queued_tokens: self.max_num_queued_tokens,
             long_prefill_token_threshold: self.long_prefill_token_threshold,
+            num_resident_blocks: self.num_resident_blocks(),
             watermark: self.watermark,
             policy: self.scheduling_policy,
             preemption_mode: self.preemption_mode,

@@ -81,6 +81,8 @@ pub(crate) enum Answer {
     Ranked(Ranking),
     /// The best that a beam search finds, when it is over.
     Searched(Box<Search>),
+    /// Nobody hears of it: it computes the shared prefix of this number.
+    SharedPrefix(usize),
 }
 
 impl Engine {
@@ -88,7 +90,7 @@ impl Engine {
     /// and a host tier of `config.num_host_blocks`.
     ///
     /// # Errors
-    /// Those of [`EngineConfig::validate`].
+    /// Those of [`EngineConfig::validate`], and [`EngineError::SharedPrefix`].
     pub fn new(
         config: EngineConfig,
         executor: Box<dyn Executor + Send>,
@@ -99,7 +101,8 @@ impl Engine {
         let scheduler = Scheduler::new(config.scheduler(), blocks)?;
         let mut stats = EngineStats::new();
         stats.refresh(&scheduler);
-        Ok(Engine {
+        let num_shared_prefixes = config.shared_prefixes.len();
+        let mut engine = Engine {
             limits: Arc::new(Limits::new(config, executor.vocab_size())),
             executor,
             tokenizer,
@@ -118,7 +121,20 @@ impl Engine {
             searched: Vec::new(),
             next_request: 0,
             step_began: Duration::ZERO,
-        })
+        };
+        for index in 0..num_shared_prefixes {
+            let prefix = engine.config().shared_prefixes[index].clone();
+            let request = Request {
+                max_tokens: Some(0),
+                sampling: SamplingParams::greedy(),
+                ..Request::new(prefix)
+            };
+            let added = engine.add(request, Duration::ZERO);
+            let id = added.map_err(|reason| EngineError::SharedPrefix { index, reason })?;
+            let state = engine.requests.get_mut(&id).expect("just added");
+            state.answer = Answer::SharedPrefix(index);
+        }
+        Ok(engine)
     }
 
     /// Takes a request in: all its sequences or none. Nothing is allocated for a request that

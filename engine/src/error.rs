@@ -21,6 +21,41 @@ pub enum EngineError {
         /// Tokens a block.
         block_size: usize,
     },
+    /// Shared prefixes are kept in the prefix cache.
+    #[error("shared prefixes need the prefix cache, which is off")]
+    SharedPrefixWithoutCache,
+    /// A shared prefix is empty or longer than a sequence may be.
+    #[error(
+        "shared prefix {index} has {num_tokens} tokens; it must have between 1 and \
+         {max_model_len}, the context"
+    )]
+    SharedPrefixLength {
+        /// Which, from 0.
+        index: usize,
+        /// Its length.
+        num_tokens: usize,
+        /// Tokens of the context.
+        max_model_len: usize,
+    },
+    /// They would leave no room even for a prompt as long as the longest of them.
+    #[error(
+        "the shared prefixes, and beside them a prompt as long as the longest, need {needed_blocks} \
+         cache blocks, and there are {num_blocks}"
+    )]
+    SharedPrefixesDoNotFit {
+        /// Blocks of all, and of the prompt.
+        needed_blocks: usize,
+        /// Blocks of the cache.
+        num_blocks: usize,
+    },
+    /// A shared prefix cannot be computed.
+    #[error("shared prefix {index} is not accepted: {reason}")]
+    SharedPrefix {
+        /// Which, from 0.
+        index: usize,
+        /// Why.
+        reason: RequestError,
+    },
     /// Work waits and no step can be planned. A bug: the scheduler always plans one.
     #[error("{num_waiting} sequences wait, {num_running} run, and no step can be planned")]
     Stalled {

@@ -26,11 +26,18 @@ pub const MAX_LENGTH_PENALTY: f32 = 10.0;
 pub(crate) struct Limits {
     config: EngineConfig,
     vocab_size: usize,
+    /// Blocks that a request may need: all but the resident ones.
+    num_blocks: usize,
 }
 
 impl Limits {
     pub(crate) fn new(config: EngineConfig, vocab_size: usize) -> Self {
-        Limits { config, vocab_size }
+        let num_blocks = config.num_blocks - config.num_resident_blocks();
+        Limits {
+            config,
+            vocab_size,
+            num_blocks,
+        }
     }
 
     pub(crate) fn config(&self) -> &EngineConfig {
@@ -139,7 +146,7 @@ impl Limits {
             None => room.min(fits).max(1),
         };
         let longest = num_prompt_tokens + max_tokens - usize::from(max_tokens > 0);
-        let (block_size, num_blocks) = (self.config.block_size, self.config.num_blocks);
+        let (block_size, num_blocks) = (self.config.block_size, self.num_blocks);
         let needed_blocks =
             blocks_at_longest(num_prompt_tokens, longest, request.num_seqs(), block_size);
         if needed_blocks > num_blocks {
@@ -153,7 +160,7 @@ impl Limits {
 
     /// Most tokens that each of the request's sequences can have in the cache.
     fn most_slots(&self, request: &Request) -> usize {
-        let (block_size, num_blocks) = (self.config.block_size, self.config.num_blocks);
+        let (block_size, num_blocks) = (self.config.block_size, self.num_blocks);
         let most_blocks = match request.num_seqs() {
             1 => num_blocks,
             // As in `blocks_at_longest`, the other way round.

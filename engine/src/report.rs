@@ -62,6 +62,9 @@ impl Engine {
         if std::mem::replace(&mut request.prompt_sent, true) {
             return;
         }
+        if let Answer::SharedPrefix(_) = request.answer {
+            return;
+        }
         let logprobs = match request.wants_prompt_logprobs {
             true => [None]
                 .into_iter()
@@ -168,6 +171,14 @@ impl Engine {
             // It knows that this is the end.
             Answer::Searched(search) if search.is_over() => {}
             Answer::Searched(_) => self.end_request(request_id, &reason, now),
+            Answer::SharedPrefix(index) => {
+                if reason == FinishReason::Length {
+                    // Its blocks are not referenced any more, and not evicted yet.
+                    let prefix = &self.limits.config().shared_prefixes[*index];
+                    self.scheduler.hold(prefix, self.limits.namespace(None));
+                }
+                self.end_sequence(id, reason, now);
+            }
             // The others were to be its forks.
             _ if !request.to_fork.is_empty() => self.end_request(request_id, &reason, now),
             _ => self.end_sequence(id, reason, now),
@@ -179,7 +190,8 @@ impl Engine {
         let request = self.requests.get_mut(&id).expect("a request is known");
         let deltas = match &mut request.answer {
             Answer::Ranked(ranking) => ranking.take(delta, request.n).unwrap_or_default(),
-            _ => vec![delta],
+            Answer::SharedPrefix(_) => Vec::new(),
+            Answer::AsItComes | Answer::Searched(_) => vec![delta],
         };
         let event = |delta| (id, RequestEvent::Output(delta));
         self.events.extend(deltas.into_iter().map(event));
@@ -188,8 +200,11 @@ impl Engine {
     /// Ends a sequence that the scheduler does not know any more with its last delta, and forgets
     /// its request with the last one.
     pub(crate) fn close(&mut self, state: &SequenceState, delta: OutputDelta, now: Duration) {
-        let reason = delta.finish.as_ref().expect("the last delta says why");
-        self.stats.observe_end(&state.times, reason, now);
+        let request = self.requests.get(&state.request).expect("known");
+        if !matches!(request.answer, Answer::SharedPrefix(_)) {
+            let reason = delta.finish.as_ref().expect("the last delta says why");
+            self.stats.observe_end(&state.times, reason, now);
+        }
         self.emit(state.request, delta);
         let request = self.requests.get_mut(&state.request).expect("known");
         request.alive.retain(|&seq| seq != state.id);

@@ -107,6 +107,8 @@ pub struct EngineStats {
     pub num_cached_blocks: usize,
     /// Blocks that sequences use, those pinned by a copy under way included.
     pub num_referenced_blocks: usize,
+    /// Of those, the ones that shared prefixes keep for good.
+    pub num_resident_blocks: usize,
     /// Prompt tokens looked up in the prefix cache.
     pub num_prefix_queries: u64,
     /// Prompt tokens found there.
@@ -155,6 +157,7 @@ impl EngineStats {
             num_free_blocks: 0,
             num_cached_blocks: 0,
             num_referenced_blocks: 0,
+            num_resident_blocks: 0,
             num_prefix_queries: 0,
             num_prefix_hits: 0,
             num_preemptions_by_swap: 0,
@@ -192,6 +195,7 @@ impl EngineStats {
         self.num_blocks = blocks.num_blocks;
         self.num_free_blocks = blocks.num_free;
         self.num_cached_blocks = blocks.num_cached;
+        self.num_resident_blocks = scheduler.num_held_blocks();
         self.num_referenced_blocks = blocks.num_referenced + blocks.num_pinned;
     }
 

@@ -37,6 +37,9 @@ pub struct Config {
     /// Most tokens one sequence prefills in a step, so that a long prompt leaves room for
     /// others; 0 sets no limit but the step's.
     pub long_prefill_token_threshold: usize,
+    /// Blocks that [`Scheduler::hold`](crate::Scheduler::hold) may keep for good: no sequence is
+    /// let in that could not be finished without them.
+    pub num_resident_blocks: usize,
     /// Share of the pool that admission leaves unused, in `[0, 1)`: room for running sequences
     /// to grow, so that they do not preempt what was admitted just before. Ignored when nothing
     /// runs.
@@ -56,6 +59,7 @@ impl Default for Config {
             max_num_queued_requests: 1024,
             max_num_queued_tokens: 4 << 20,
             long_prefill_token_threshold: 0,
+            num_resident_blocks: 0,
             watermark: 0.01,
             policy: SchedulingPolicy::default(),
             preemption_mode: PreemptionMode::default(),

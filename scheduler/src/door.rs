@@ -37,7 +37,7 @@ impl Scheduler {
         let num_slots = longest - usize::from(max_tokens > 0);
         let needed_blocks =
             blocks_at_longest(num_prompt_tokens, num_slots, num_seqs, self.block_size());
-        let num_blocks = self.blocks.config().num_blocks;
+        let num_blocks = self.blocks.config().num_blocks - self.config.num_resident_blocks;
         if needed_blocks > num_blocks {
             return Err(AdmissionError::NeverFits {
                 needed_blocks,

@@ -27,6 +27,16 @@ pub enum ConfigError {
         /// The value given.
         watermark: f64,
     },
+    /// What is held for good would leave no block.
+    #[error(
+        "num_resident_blocks is {num_resident_blocks}; it must be below the pool's {num_blocks} blocks"
+    )]
+    Resident {
+        /// The value given.
+        num_resident_blocks: usize,
+        /// Blocks of the pool.
+        num_blocks: usize,
+    },
 }
 
 /// Why a sequence was not taken. Nothing was changed.

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use pageloom_block_manager::{BlockId, BlockManager, StepId, TokenId};
+use pageloom_block_manager::{BlockId, BlockManager, Namespace, StepId, TableId, TokenId};
 use slab::Slab;
 
 use crate::{
@@ -35,6 +35,8 @@ pub struct Scheduler {
     /// The head of the queue that did not fit, and the blocks available then: nothing is tried
     /// again before there are more.
     pub(crate) blocked: Option<(Order, usize)>,
+    /// Tables that keep what they hold in the cache, and their blocks, each once.
+    held: (Vec<TableId>, Vec<BlockId>),
     pub(crate) costs: Costs,
     pub(crate) stats: SchedulerStats,
     next_generation: u64,
@@ -50,6 +52,13 @@ impl Scheduler {
     /// Those of [`Config::validate`].
     pub fn new(config: Config, blocks: BlockManager) -> Result<Self, ConfigError> {
         config.validate()?;
+        let num_blocks = blocks.config().num_blocks;
+        if config.num_resident_blocks >= num_blocks {
+            return Err(ConfigError::Resident {
+                num_resident_blocks: config.num_resident_blocks,
+                num_blocks,
+            });
+        }
         Ok(Scheduler {
             running: Vec::with_capacity(config.max_num_seqs),
             ended: Vec::with_capacity(config.max_num_seqs),
@@ -67,6 +76,7 @@ impl Scheduler {
             in_flight: None,
             next_step: 0,
             blocked: None,
+            held: Default::default(),
             costs: Costs::default(),
             stats: SchedulerStats::default(),
             next_generation: 0,
@@ -192,6 +202,36 @@ impl Scheduler {
         self.close(id.index);
         self.sequences.remove(id.index());
         true
+    }
+
+    /// Keeps in the cache for good what it has of the beginning of `tokens`, in whole blocks.
+    /// Returns how many tokens that is.
+    ///
+    /// # Panics
+    /// If more than [`Config::num_resident_blocks`] would be held.
+    pub fn hold(&mut self, tokens: &[TokenId], namespace: Namespace) -> usize {
+        // A look-up leaves the last token to be computed.
+        let mut known = tokens.to_vec();
+        known.push(0);
+        let (table, num_tokens) = self.blocks.open(&known, namespace);
+        let (tables, blocks) = &mut self.held;
+        tables.push(table);
+        blocks.extend_from_slice(self.blocks.blocks(table));
+        blocks.sort_unstable();
+        blocks.dedup();
+        let most = self.config.num_resident_blocks;
+        assert!(
+            blocks.len() <= most,
+            "{} blocks are held, and {most} were set aside",
+            blocks.len()
+        );
+        num_tokens
+    }
+
+    /// Blocks that [`hold`](Self::hold) keeps.
+    #[must_use]
+    pub fn num_held_blocks(&self) -> usize {
+        self.held.1.len()
     }
 
     /// Tells how long the step reported last took, from which

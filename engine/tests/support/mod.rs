@@ -204,9 +204,12 @@ impl Harness {
     pub(crate) fn assert_idle(&self) {
         let stats = self.engine.stats();
         assert_eq!((stats.num_running, stats.num_waiting), (0, 0));
-        assert_eq!(stats.num_referenced_blocks, 0, "blocks leaked");
         assert_eq!(
-            stats.num_free_blocks + stats.num_cached_blocks,
+            stats.num_referenced_blocks, stats.num_resident_blocks,
+            "blocks leaked"
+        );
+        assert_eq!(
+            stats.num_free_blocks + stats.num_cached_blocks + stats.num_resident_blocks,
             stats.num_blocks
         );
         assert!(!self.engine.has_work());

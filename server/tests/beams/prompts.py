@@ -24,37 +24,37 @@ LONG = (
     "weeks she felt she knew the family. The most important lesson of the project, she said, is that"
 )
 
-POOL = [
+PROMPTS = [
     completion("france", "The capital of France is"),
-    completion("village", "Once upon a time, in a small village by the sea,"),
     completion("fibonacci", "def fibonacci(n):\n"),
-    completion("colors", "The three primary colors are"),
-    completion("photosynthesis", "Photosynthesis is the process by which"),
     completion("sequence", "1, 2, 3, 5, 8, 13,"),
-    completion("letter", "Dear Sir or Madam,\n\nI am writing to"),
-    completion("armstrong", "In 1969, Neil Armstrong"),
-    chat("chat-capital", "What is the capital of France?"),
-    chat("chat-haiku", "Write a haiku about the sea."),
-    chat("chat-breakfast", "List three healthy breakfast ideas."),
-    chat("chat-gravity", "Explain gravity to a child in two sentences."),
-    chat("chat-spanish", "Translate 'good morning' to Spanish."),
-    chat("chat-product", "What is 12 times 9?"),
-    completion("short", "Water boils"),
     completion("the", "The"),
-    completion("json", '{"name": "Alice", "age": 30, "city": "'),
     completion("rust", "fn is_even(n: u32) -> bool {\n"),
-    completion("python-class", "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push("),
-    completion("shopping", "Shopping list:\n- milk\n- eggs\n- bread\n-"),
     completion("steps", "How to make tea:\n1. Boil the water.\n2."),
     completion("long", LONG),
+    chat("chat-capital", "What is the capital of France?"),
+    chat("chat-gravity", "Explain gravity to a child in two sentences."),
+    chat("chat-spanish", "Translate 'good morning' to Spanish."),
     chat("chat-dialogue", "My name is Ada.", "Nice to meet you, Ada!", "What is my name?"),
-    chat("chat-dialogue2", "I have a dog called Rex.", "Rex sounds like a good dog.", "What is my dog called?"),
-    chat("chat-yes", "Is the sun a star? Answer yes or no."),
-    chat("chat-color", "What color is the sky on a clear day?"),
-    chat("chat-opposite", "What is the opposite of hot?"),
-    chat("chat-thanks", "Thank you for your help!"),
     chat("chat-days", "How many days are in a week?"),
-    chat("chat-hello", "Hello!"),
 ]
-PROMPTS = POOL
-VARIANTS = []
+
+# Prompts whose hypotheses end by themselves at width 4.
+ENDING = ("chat-capital", "chat-spanish", "chat-dialogue", "chat-days")
+
+# Which prompts are recorded again, and what differs from the plain case of width 4.
+VARIANTS = [
+    (ENDING, {"length_penalty": 0.0}),
+    (ENDING, {"length_penalty": 0.6}),
+    (ENDING, {"length_penalty": 2.0}),
+    (ENDING, {"length_penalty": -0.5}),
+    (ENDING, {"early_stopping": True}),
+    (ENDING, {"early_stopping": "never"}),
+    (ENDING, {"repetition_penalty": 1.3}),
+    (ENDING, {"min_new_tokens": 8}),
+    (("chat-days",), {"min_new_tokens": 8, "repetition_penalty": 1.3}),
+    # The full stop (30) ends as well as <|im_end|> (2).
+    (("france", "chat-gravity"), {"eos_ids": [2, 30]}),
+    (("the", "chat-days"), {"max_new_tokens": 1}),
+    (("rust", "steps", "chat-capital", "chat-spanish"), {"width": 16}),
+]

@@ -19,7 +19,7 @@ Format: one prompt a line under `prompts`, one case a line under `cases`.
 
 - `prompts`: `name`, `kind` (`completion` or `chat`), `text` or `messages`, `ids` (a chat's come from the model's own
   template, which adds its default system turn when there is none).
-- `cases`: `prompt` (a name); `width` (num_beams and num_return_sequences), `max_new_tokens`, `length_penalty`,
+- `cases`: `name`; `prompt` (a name); `width` (num_beams and num_return_sequences), `max_new_tokens`, `length_penalty`,
   `early_stopping`, `eos_ids`, and where they are used `repetition_penalty` and `min_new_tokens`; then, best first,
   `sequences` (generated ids, an end token included where one was generated) and `scores` (sum of log-probabilities
   over length ** length_penalty, the length being that of the row in `sequences`); `steps` (forward passes); `gaps`
@@ -230,9 +230,9 @@ def score_alone(model, prompt_ids, ids, case):
     return total / len(ids) ** case["length_penalty"]
 
 
-def record(model, prompt, params):
+def record(model, prompt, name, params):
     """One case, and the largest error of its scores against separate forward passes."""
-    case = {"prompt": prompt["name"], **params}
+    case = {"name": name, "prompt": prompt["name"], **params}
     out, search = run_generate(model, prompt["ids"], case)
     lengths = (out.beam_indices >= 0).sum(dim=1).tolist()
     start = len(prompt["ids"])
@@ -261,15 +261,21 @@ def encode(tokenizer, prompt):
 
 
 def cases_of(prompt, eos_ids):
-    """The parameters of each case of a prompt: all widths, then its variants."""
+    """(name, parameters) of each case of a prompt: all widths, then its variants."""
     base = {
         "max_new_tokens": 48 if prompt["kind"] == "chat" else 32,
         "length_penalty": 1.0,
         "early_stopping": False,
         "eos_ids": eos_ids,
     }
-    plain = [{"width": width, **base} for width in WIDTHS]
-    return plain + [{"width": 4, **base, **change} for names, change in VARIANTS if prompt["name"] in names]
+    name = prompt["name"]
+    for width in WIDTHS:
+        yield f"{name}/width={width}", {"width": width, **base}
+    for prompts, change in VARIANTS:
+        if name in prompts:
+            changes = "".join(f"/{key}={value}" for key, value in change.items() if key != "width")
+            params = {"width": 4, **base, **change}
+            yield f"{name}/width={params['width']}{changes}", params
 
 
 def write(path, head, prompts, cases):
@@ -297,14 +303,14 @@ def main(gguf, output):
 
     cases, worst = [], 0.0
     for prompt in prompts:
-        for params in cases_of(prompt, [tokenizer.eos_token_id]):
-            case, error = record(model, prompt, params)
+        for name, params in cases_of(prompt, [tokenizer.eos_token_id]):
+            case, error = record(model, prompt, name, params)
             cases.append(case)
             worst = max(worst, error)
             ended = sum(ids[-1] in case["eos_ids"] for ids in case["sequences"])
-            print(f"{prompt['name']:16} {params} ended {ended} steps {case['steps']} {case['gaps']}", flush=True)
+            print(f"{name:48} {ended} ended, {case['steps']} steps, {case['min_gap']}, {case['gaps']}", flush=True)
     print(f"scores: within {worst:.1e} of separate forward passes")
-    print("near ties:", [(case["prompt"], case["width"]) for case in cases if case["near_tie"]])
+    print("near ties:", [case["name"] for case in cases if case["near_tie"]])
 
     head = {
         "model": gguf.name,
