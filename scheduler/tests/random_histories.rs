@@ -87,6 +87,7 @@ prop_compose! {
             watermark,
             policy,
             preemption_mode,
+            ..Config::default()
         };
         let blocks = pageloom_block_manager::Config {
             block_size,
