@@ -293,7 +293,9 @@ fn check_list(tier: Tier, memory: &Memory) -> Result<(), Violation> {
     let pinned = blocks.iter().filter(|b| b.refs == 0 && b.pins > 0);
     count(tier, "cached", pool.num_cached, num_cached)?;
     count(tier, "free", pool.num_free, list.len() - num_cached)?;
-    count(tier, "pinned", pool.num_pinned, pinned.count())
+    count(tier, "pinned", pool.num_pinned, pinned.count())?;
+    let references = blocks.iter().map(|b| b.refs as usize).sum();
+    count(tier, "references", pool.num_references, references)
 }
 
 fn check_index(tier: Tier, memory: &Memory, index: &PrefixIndex) -> Result<(), Violation> {

@@ -28,6 +28,8 @@ pub(crate) struct Pool {
     pub(crate) num_cached: usize,
     /// Blocks that no table holds and a transfer pins.
     pub(crate) num_pinned: usize,
+    /// Sum over all blocks of the tables that hold them.
+    pub(crate) num_references: usize,
     pub(crate) num_protected: usize,
     pub(crate) most_protected: usize,
     /// The sentinel if none is protected.
@@ -46,6 +48,7 @@ impl Pool {
             num_free: num_blocks,
             num_cached: 0,
             num_pinned: 0,
+            num_references: 0,
             num_protected: 0,
             most_protected,
             first_protected: sentinel,
@@ -104,6 +107,7 @@ impl Pool {
     /// One more table holds `block`.
     #[inline]
     pub(crate) fn acquire(&mut self, block: BlockId) {
+        self.num_references += 1;
         let entry = self.get_mut(block);
         entry.refs += 1;
         if entry.refs == 1 {
@@ -133,6 +137,7 @@ impl Pool {
         if entry.refs == 0 {
             self.let_go(block);
         }
+        self.num_references -= 1;
     }
 
     /// No table holds `block` any more. Apart for the same reason.

@@ -168,6 +168,7 @@ fn tier_stats(memory: &Memory) -> TierStats {
         num_cached: pool.num_cached,
         num_referenced: pool.len() - num_unreferenced,
         num_pinned: pool.num_pinned,
+        num_references: pool.num_references,
         num_evictions: memory.num_evictions,
     }
 }

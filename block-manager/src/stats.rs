@@ -16,6 +16,9 @@ pub struct TierStats {
     pub num_referenced: usize,
     /// Blocks no table holds but a transfer that was not completed still reads or writes.
     pub num_pinned: usize,
+    /// Blocks by the tables: each counts for every table that holds it. Sharing saves
+    /// `1 - num_referenced / num_references` of the memory that tables would take without it.
+    pub num_references: usize,
     /// Published blocks whose contents made way for new ones, since the manager was made.
     pub num_evictions: u64,
 }

@@ -43,8 +43,21 @@ impl AsyncEngine {
     /// If the operating system gives no thread.
     #[must_use]
     pub fn spawn(engine: Engine) -> Self {
+        Self::spawn_observed(engine, |_| {})
+    }
+
+    /// The same, and `observe` gets the engine's figures after each step, on the engine's thread:
+    /// the next step waits for it.
+    ///
+    /// # Panics
+    /// If the operating system gives no thread.
+    #[must_use]
+    pub fn spawn_observed(
+        engine: Engine,
+        observe: impl FnMut(&EngineStats) + Send + 'static,
+    ) -> Self {
         let shared = Arc::new(Shared::new(engine.limits.clone(), engine.stats()));
-        let worker = Worker::new(engine, shared.clone());
+        let worker = Worker::new(engine, shared.clone(), Box::new(observe));
         thread::Builder::new()
             .name("pageloom-engine".to_owned())
             .spawn(move || worker.run())

@@ -107,7 +107,10 @@ pub struct EngineStats {
     pub num_cached_blocks: usize,
     /// Blocks that sequences use, those pinned by a copy under way included.
     pub num_referenced_blocks: usize,
-    /// Of those, the ones that shared prefixes keep for good.
+    /// Blocks by the sequences: each counts for every sequence that uses it. Sharing saves
+    /// `1 - num_referenced_blocks / num_logical_blocks` of the memory.
+    pub num_logical_blocks: usize,
+    /// Of the blocks that are used, the ones that shared prefixes keep for good.
     pub num_resident_blocks: usize,
     /// Prompt tokens looked up in the prefix cache.
     pub num_prefix_queries: u64,
@@ -121,6 +124,12 @@ pub struct EngineStats {
     pub num_computed_tokens: u64,
     /// Tokens computed again after a preemption.
     pub num_recomputed_tokens: u64,
+    /// Blocks of preempted requests copied to the host.
+    pub num_swapped_out_blocks: u64,
+    /// Blocks of preempted requests copied back.
+    pub num_swapped_in_blocks: u64,
+    /// Blocks copied because a shared one was to be written.
+    pub num_copied_blocks: u64,
     /// Prompt tokens of the sequences whose prompt is done, cached ones included.
     pub num_prompt_tokens: u64,
     /// Tokens drawn.
@@ -129,6 +138,10 @@ pub struct EngineStats {
     pub num_steps: u64,
     /// Steps that failed as a whole.
     pub num_failed_steps: u64,
+    /// Time that the other steps took.
+    pub step_time: Duration,
+    /// The part of it in which blocks were moved between the tiers or copied.
+    pub transfer_time: Duration,
     /// Sequences that ended, by reason.
     pub finished: FinishedCounts,
     /// Seconds from arrival to the first token of a sequence.
@@ -157,6 +170,7 @@ impl EngineStats {
             num_free_blocks: 0,
             num_cached_blocks: 0,
             num_referenced_blocks: 0,
+            num_logical_blocks: 0,
             num_resident_blocks: 0,
             num_prefix_queries: 0,
             num_prefix_hits: 0,
@@ -164,10 +178,15 @@ impl EngineStats {
             num_preemptions_by_recompute: 0,
             num_computed_tokens: 0,
             num_recomputed_tokens: 0,
+            num_swapped_out_blocks: 0,
+            num_swapped_in_blocks: 0,
+            num_copied_blocks: 0,
             num_prompt_tokens: 0,
             num_generation_tokens: 0,
             num_steps: 0,
             num_failed_steps: 0,
+            step_time: Duration::ZERO,
+            transfer_time: Duration::ZERO,
             finished: FinishedCounts::default(),
             time_to_first_token: Histogram::new(FIRST_TOKEN),
             inter_token_latency: Histogram::new(INTER_TOKEN),
@@ -190,11 +209,16 @@ impl EngineStats {
         self.num_preemptions_by_recompute = stats.num_preemptions_by_recompute;
         self.num_computed_tokens = stats.num_computed_tokens;
         self.num_recomputed_tokens = stats.num_recomputed_tokens;
-        let blocks = scheduler.block_manager().stats().device;
+        let blocks = scheduler.block_manager().stats();
+        self.num_swapped_out_blocks = blocks.num_swapped_out;
+        self.num_swapped_in_blocks = blocks.num_swapped_in;
+        self.num_copied_blocks = blocks.num_copies;
+        let blocks = blocks.device;
         self.block_size = scheduler.block_manager().config().block_size;
         self.num_blocks = blocks.num_blocks;
         self.num_free_blocks = blocks.num_free;
         self.num_cached_blocks = blocks.num_cached;
+        self.num_logical_blocks = blocks.num_references;
         self.num_resident_blocks = scheduler.num_held_blocks();
         self.num_referenced_blocks = blocks.num_referenced + blocks.num_pinned;
     }

@@ -161,7 +161,10 @@ impl Engine {
             self.advance_search(self.searched[at]);
         }
         let swap = output.transfer_time;
-        let compute = now.saturating_sub(self.step_began).saturating_sub(swap);
+        let time = now.saturating_sub(self.step_began);
+        let compute = time.saturating_sub(swap);
+        self.stats.step_time += time;
+        self.stats.transfer_time += swap;
         self.report(step, now);
         self.scheduler.observe(StepTimes { swap, compute });
     }

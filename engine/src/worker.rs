@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    Engine, FinishReason, RequestId,
+    Engine, EngineStats, FinishReason, RequestId,
     executor::panic_message,
     inbox::{Command, Load, Shared, Submission},
     mailbox::Mailbox,
@@ -18,6 +18,8 @@ pub(crate) struct Worker {
     engine: Engine,
     shared: Arc<Shared>,
     mailboxes: HashMap<RequestId, Arc<Mailbox>>,
+    /// Called after each step.
+    observe: Box<dyn FnMut(&EngineStats) + Send>,
     /// Room for the commands being done.
     commands: Vec<Command>,
 }
@@ -30,11 +32,16 @@ enum Next {
 }
 
 impl Worker {
-    pub(crate) fn new(engine: Engine, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(
+        engine: Engine,
+        shared: Arc<Shared>,
+        observe: Box<dyn FnMut(&EngineStats) + Send>,
+    ) -> Self {
         Worker {
             engine,
             shared,
             mailboxes: HashMap::new(),
+            observe,
             commands: Vec::new(),
         }
     }
@@ -73,7 +80,8 @@ impl Worker {
                 let shared = self.shared.clone();
                 self.engine.end_step(|| shared.now());
                 self.shared.note_executor(self.engine.is_executor_healthy());
-                self.deliver();
+                let stats = self.deliver();
+                (self.observe)(&stats);
             }
         }
         Ok(())
@@ -141,11 +149,11 @@ impl Worker {
 
     /// Hands out the engine's events, and its figures before them: a client who knows how its
     /// request ended finds figures that know it too.
-    fn deliver(&mut self) {
+    fn deliver(&mut self) -> EngineStats {
         let stats = self.engine.stats();
         let queue = self.engine.queue_load();
         let mut inbox = self.shared.lock();
-        inbox.stats = stats;
+        inbox.stats.clone_from(&stats);
         inbox.taken = queue;
         drop(inbox);
         for (id, event) in self.engine.drain_events() {
@@ -155,6 +163,7 @@ impl Worker {
                 self.mailboxes.remove(&id);
             }
         }
+        stats
     }
 }
 

@@ -166,6 +166,19 @@ async fn a_slow_client_finds_its_deltas_merged_and_holds_nobody_up() {
 }
 
 #[tokio::test]
+async fn an_observer_gets_the_figures_of_every_step() {
+    let (sender, observed) = std::sync::mpsc::channel();
+    let observe = move |stats: &EngineStats| _ = sender.send((stats.num_steps, stats.step_time));
+    let engine = AsyncEngine::spawn_observed(engine(EngineConfig::default()), observe);
+    let request = engine.submit(greedy(prompt(1, 40), 20)).await.unwrap();
+    assert_eq!(read(request).await.ids(0).len(), 20);
+    engine.shutdown(Duration::ZERO).await;
+    let (steps, times): (Vec<_>, Vec<_>) = observed.iter().unzip();
+    assert_eq!(steps, (1..=20).collect::<Vec<_>>());
+    assert!(times.is_sorted());
+}
+
+#[tokio::test]
 async fn the_queue_is_full_before_the_engine_has_looked_at_it() {
     let (engine, gate) = gated(EngineConfig {
         max_num_queued_requests: 3,

@@ -175,6 +175,9 @@ fn counters_that_are_wrong() {
     m.store.device.pool.num_pinned += 1;
     expect(&m, wrong("pinned", 1, 0));
     m.store.device.pool.num_pinned -= 1;
+    m.store.device.pool.num_references -= 1;
+    expect(&m, wrong("references", 4, 5));
+    m.store.device.pool.num_references += 1;
     m.store.device.pool.num_protected += 1;
     expect(&m, wrong("protected", 2, 1));
     m.store.device.pool.num_protected -= 1;

@@ -92,7 +92,8 @@ impl Model {
         let is_held = |&block: &usize| self.refs((tier, block)) > 0;
         let referenced = blocks.clone().filter(is_held).count();
         let is_pinned = |block: &usize| !is_held(block) && self.pins((tier, *block)) > 0;
-        let pinned = blocks.filter(is_pinned).count();
+        let pinned = blocks.clone().filter(is_pinned).count();
+        let references = blocks.map(|block| self.refs((tier, block))).sum();
         let cached = memory.idle.num_cached();
         let free = memory.idle.len() - cached;
         let evictions = (memory.evictions as usize, stats.num_evictions as usize);
@@ -100,6 +101,7 @@ impl Model {
             ("blocks", memory.num_blocks, stats.num_blocks),
             ("referenced", referenced, stats.num_referenced),
             ("pinned", pinned, stats.num_pinned),
+            ("references", references, stats.num_references),
             ("cached", cached, stats.num_cached),
             ("free", free, stats.num_free),
             ("evictions", evictions.0, evictions.1),
