@@ -205,7 +205,8 @@ impl Scheduler {
     }
 
     pub(crate) fn watermark_blocks(&self) -> usize {
-        (self.config.watermark * self.blocks.config().num_blocks as f64).ceil() as usize
+        let share = self.config.watermark + self.headroom.share();
+        (share * self.blocks.config().num_blocks as f64).ceil() as usize
     }
 
     pub(crate) fn num_preemptions(&self) -> u64 {

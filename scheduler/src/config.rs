@@ -41,8 +41,8 @@ pub struct Config {
     /// let in that could not be finished without them.
     pub num_resident_blocks: usize,
     /// Share of the pool that admission leaves unused, in `[0, 1)`: room for running sequences
-    /// to grow, so that they do not preempt what was admitted just before. Ignored when nothing
-    /// runs.
+    /// to grow, so that they do not preempt what was admitted just before. While too much is
+    /// recomputed, more is left. Ignored when nothing runs.
     pub watermark: f64,
     /// Who goes first.
     pub policy: SchedulingPolicy,

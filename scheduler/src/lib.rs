@@ -34,7 +34,8 @@
 //! 2. Running sequences that lack more (prompts under way), in order, with what is left of the
 //!    budget. Their blocks were all reserved at admission.
 //! 3. Waiting groups, strictly in order: a head that does not fit is overtaken by nobody. It fits
-//!    when its seats are free and the pool has room for all its tokens and the watermark besides.
+//!    when its seats are free and the pool has room for all its tokens, and besides for the
+//!    watermark and a headroom that grows while more than 4 % of what is computed is recomputed.
 //!    Not in a step that preempted.
 //!
 //! The order is that of arrival ([`SchedulingPolicy::Fcfs`]), whatever the order of insertion. So a
@@ -80,6 +81,7 @@ mod cost;
 mod door;
 mod error;
 mod group;
+mod headroom;
 mod plan;
 mod queue;
 mod report;

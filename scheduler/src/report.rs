@@ -23,12 +23,18 @@ impl Scheduler {
         self.in_flight = None;
         self.blocks.complete(step);
         events.clear();
+        let before = self.stats;
         let seqs = core::mem::take(&mut self.plan.seqs);
         for (planned, &result) in seqs.iter().zip(results) {
             self.report(planned, result, events);
         }
         self.plan.seqs = seqs;
         self.sweep();
+        self.headroom.observe(
+            self.stats.num_computed_tokens - before.num_computed_tokens,
+            self.stats.num_recomputed_tokens - before.num_recomputed_tokens,
+            self.blocks.config().num_blocks * self.block_size(),
+        );
     }
 
     /// Takes in what one sequence computed.

@@ -10,6 +10,7 @@ use crate::{
     StepPlan, StepTimes,
     cost::Costs,
     group::{Group, Order, Place},
+    headroom::Headroom,
     queue::WaitingQueue,
     sequence::Sequence,
 };
@@ -38,6 +39,7 @@ pub struct Scheduler {
     /// Tables that keep what they hold in the cache, and their blocks, each once.
     held: (Vec<TableId>, Vec<BlockId>),
     pub(crate) costs: Costs,
+    pub(crate) headroom: Headroom,
     pub(crate) stats: SchedulerStats,
     next_generation: u64,
     next_arrival: u64,
@@ -78,6 +80,7 @@ impl Scheduler {
             blocked: None,
             held: Default::default(),
             costs: Costs::default(),
+            headroom: Headroom::default(),
             stats: SchedulerStats::default(),
             next_generation: 0,
             next_arrival: 0,

@@ -1,6 +1,7 @@
 //! Project tasks: `cargo xtask ci`, `cargo xtask bench block-size`, `cargo xtask bench prefix-cache`.
 
 mod bench;
+mod simulated;
 
 use std::path::Path;
 use std::process::Command;

@@ -15,8 +15,8 @@ const BLOCK_SIZES: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Lengths of requests: a CSV file of prompt_len,output_len. Without it they are drawn from
-    /// log-normal distributions with ShareGPT's means (161 and 338 tokens), cut at 1024
+    /// Lengths of requests: a CSV file of prompt_len,output_len, plain or .gz. Without it they are
+    /// drawn from the paper's ShareGPT requests (means 161 and 338 tokens)
     #[arg(long)]
     lengths: Option<PathBuf>,
     /// Requests to draw
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(args.num_requests > 0, "--num-requests must not be zero");
     let requests = match &args.lengths {
         Some(path) => lengths::read(path)?,
-        None => lengths::draw(args.num_requests, args.seed),
+        None => lengths::draw(args.num_requests, args.seed)?,
     };
     let concurrency = usize::from(args.concurrency);
     let pool = ThreadPool::new(args.threads.into());

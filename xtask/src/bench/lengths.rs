@@ -1,8 +1,11 @@
-//! Lengths of requests: from a file, or drawn from a distribution.
+//! Lengths of requests: from a file, or drawn from the paper's.
 
+use std::fs::File;
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
+use flate2::read::GzDecoder;
 
 /// Tokens of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,40 +17,41 @@ pub(crate) struct Request {
 /// Longest request the sweep takes, in tokens: what the block manager is sized for.
 const MAX_LEN: usize = 1 << 20;
 
-/// Means of the paper's ShareGPT trace (Kwon et al. 2023, figure 11): 161.31 and 337.99 tokens.
-/// The trace itself is not shipped.
-const SHAREGPT_MEANS: (f64, f64) = (161.31, 337.99);
+/// The lengths published with the paper's artifact; see `benches/data/README.md`.
+const SHAREGPT: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../benches/data/sharegpt_lengths.csv.gz"
+);
 
-/// Standard deviation of the logarithm of both lengths. Conversations are long-tailed; 1 puts the
-/// 95th percentile at 3.1 times the mean.
-const LOG_SIGMA: f64 = 1.0;
+/// The paper leaves out what is longer than its models' context.
+pub(crate) const CONTEXT: usize = 2048;
 
-/// Longest drawn length: the model of the paper's experiments has a context of 2048.
-const DRAWN_MAX: f64 = 1024.0;
+/// The paper's ShareGPT requests: those that fit the context, in the file's order.
+pub(crate) fn sharegpt() -> anyhow::Result<Vec<Request>> {
+    let mut requests = read(Path::new(SHAREGPT))?;
+    requests.retain(|request| request.prompt + request.output <= CONTEXT);
+    Ok(requests)
+}
 
-/// Draws requests from log-normal distributions whose means, before the cut at 1024 tokens, are
-/// ShareGPT's.
-pub(crate) fn draw(num_requests: usize, seed: u64) -> Vec<Request> {
+/// Draws requests from those of [`sharegpt`].
+pub(crate) fn draw(num_requests: usize, seed: u64) -> anyhow::Result<Vec<Request>> {
+    let all = sharegpt()?;
     let mut random = SplitMix(seed);
-    (0..num_requests)
-        .map(|_| Request {
-            prompt: log_normal(&mut random, SHAREGPT_MEANS.0),
-            output: log_normal(&mut random, SHAREGPT_MEANS.1),
-        })
-        .collect()
+    let pick = |_| all[(random.next() % all.len() as u64) as usize];
+    Ok((0..num_requests).map(pick).collect())
 }
 
-fn log_normal(random: &mut SplitMix, mean: f64) -> usize {
-    // Mean of exp(N(mu, sigma^2)) is exp(mu + sigma^2 / 2).
-    let mu = mean.ln() - LOG_SIGMA * LOG_SIGMA / 2.0;
-    let length = (mu + LOG_SIGMA * random.normal()).exp();
-    length.round().clamp(1.0, DRAWN_MAX) as usize
-}
-
-/// Reads `prompt_len,output_len` rows; a first line that is not numbers is a header.
+/// Reads `prompt_len,output_len` rows, gzip if the name says so; a first line that is not numbers
+/// is a header.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Request>> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read lengths from {}", path.display()))?;
+    let unreadable = || format!("cannot read lengths from {}", path.display());
+    let file = File::open(path).with_context(unreadable)?;
+    let mut text = String::new();
+    match path.extension() {
+        Some(gz) if gz == "gz" => GzDecoder::new(file).read_to_string(&mut text),
+        _ => BufReader::new(file).read_to_string(&mut text),
+    }
+    .with_context(unreadable)?;
     parse(&text).with_context(|| format!("in {}", path.display()))
 }
 
@@ -104,12 +108,6 @@ impl SplitMix {
     pub(crate) fn uniform(&mut self) -> f64 {
         ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
-
-    /// Standard normal, by Box and Muller.
-    fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * self.uniform().ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.uniform()).cos()
-    }
 }
 
 #[cfg(test)]
@@ -117,15 +115,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drawn_lengths_have_about_the_means_of_the_trace() {
-        let requests = draw(100_000, 1);
+    fn the_trace_is_the_papers() {
+        let requests = sharegpt().unwrap();
         let mean = |f: fn(&Request) -> usize| {
             requests.iter().map(f).sum::<usize>() as f64 / requests.len() as f64
         };
-        // The cut takes 2 % of the prompts' tokens and 11 % of the outputs'.
-        assert!((mean(|r| r.prompt) - 158.0).abs() < 3.0);
-        assert!((mean(|r| r.output) - 301.0).abs() < 5.0);
-        assert_eq!(requests[..10], draw(10, 1));
+        // Figure 11.
+        assert_eq!(requests.len(), 79_731);
+        assert!((mean(|r| r.prompt) - 161.31).abs() < 0.005);
+        assert!((mean(|r| r.output) - 337.99).abs() < 0.005);
+        assert_eq!(draw(100, 1).unwrap()[..10], draw(10, 1).unwrap());
     }
 
     #[test]

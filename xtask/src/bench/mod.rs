@@ -2,7 +2,9 @@
 
 mod block_size;
 mod lengths;
+mod preemption;
 mod prefix_cache;
+mod sharing;
 mod waste;
 mod workload;
 
@@ -14,6 +16,10 @@ pub(crate) enum Bench {
     BlockSize(block_size::Args),
     /// Replays request traces through the prefix cache: hit rate against pool size, beside Belady
     PrefixCache(prefix_cache::Args),
+    /// Simulates loads up to and past what the pool holds: what each preemption mode costs
+    Preemption(preemption::Args),
+    /// Measures the memory that sharing blocks saves, with a real model on real prompts
+    Sharing(sharing::Args),
 }
 
 impl Bench {
@@ -21,6 +27,8 @@ impl Bench {
         match self {
             Bench::BlockSize(args) => block_size::run(args),
             Bench::PrefixCache(args) => prefix_cache::run(args),
+            Bench::Preemption(args) => preemption::run(args),
+            Bench::Sharing(args) => sharing::run(args),
         }
     }
 }
