@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// made from the Alpaca data
     #[arg(long)]
     prompts: PathBuf,
-    /// Requests, the first of the file
+    /// Requests, evenly from the whole file
     #[arg(long, default_value_t = 100)]
     requests: usize,
     /// Requests at once
@@ -105,9 +105,6 @@ fn read_tasks(path: &Path, most: usize, tokenizer: &Tokenizer) -> anyhow::Result
     };
     let mut tasks = Vec::new();
     for (number, line) in (1..).zip(lines.lines()) {
-        if tasks.len() == most {
-            break;
-        }
         let at = || format!("{}, line {number}", path.display());
         let line: Line = serde_json::from_str(&line.with_context(at)?).with_context(at)?;
         let text = match line.input.as_str() {
@@ -128,7 +125,8 @@ fn read_tasks(path: &Path, most: usize, tokenizer: &Tokenizer) -> anyhow::Result
         "{} has no prompts that fit",
         path.display()
     );
-    Ok(tasks)
+    let stride = tasks.len().div_ceil(most.max(1));
+    Ok(tasks.into_iter().step_by(stride).collect())
 }
 
 fn measure(
