@@ -210,6 +210,92 @@ fn generate_prints_text_or_one_json_object() {
     assert!(len(&chat) > len(&report));
 }
 
+/// Numbers and texts of what `generate` printed: each text stands below `[number]`.
+fn listed(output: &Output) -> Vec<(String, String)> {
+    assert!(output.status.success(), "{output:?}");
+    let mut all: Vec<(String, String)> = Vec::new();
+    for line in text(&output.stdout).lines() {
+        if line.starts_with(&format!("[{}]", all.len() + 1)) {
+            all.push((line.to_owned(), String::new()));
+        } else {
+            let (_, text) = all.last_mut().expect("a number comes first");
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    all
+}
+
+#[test]
+fn generate_prints_several_sequences_with_the_best_first() {
+    let ask = ["generate", "--prompt", "hi", "--max-tokens", "12"];
+    for (flags, num_choices, is_ranked) in [
+        (&["--n", "3", "--seed", "1"][..], 3, false),
+        (&["--n", "2", "--best-of", "4", "--seed", "1"], 2, true),
+        (
+            &["--n", "3", "--beam-search", "--temperature", "0"],
+            3,
+            true,
+        ),
+        (
+            &[
+                "--beam-search",
+                "--best-of",
+                "4",
+                "--length-penalty",
+                "-0.5",
+                "--early-stopping",
+                "never",
+            ],
+            1,
+            true,
+        ),
+        // Longer than all together have room for: cut to what there is.
+        (
+            &["--n", "5", "--seed", "1", "--max-tokens", "100000"],
+            5,
+            false,
+        ),
+    ] {
+        let args = [&ask[..3], flags, &ask[3..]].concat();
+        let args = if flags.contains(&"--max-tokens") {
+            [&ask[..3], flags].concat()
+        } else {
+            args
+        };
+        let output = run(&[&args[..], &["--json"]].concat());
+        assert!(output.status.success(), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let choices = report["choices"].as_array().unwrap();
+        assert_eq!(choices.len(), num_choices, "{flags:?}");
+        for field in ["text", "token_ids", "finish_reason", "score"] {
+            assert_eq!(report[field], choices[0][field], "{flags:?}");
+        }
+        let scores: Vec<f64> = choices.iter().filter_map(|c| c["score"].as_f64()).collect();
+        assert_eq!(scores.len(), if is_ranked { num_choices } else { 0 });
+        assert!(scores.is_sorted_by(|a, b| a >= b), "{flags:?}: {scores:?}");
+        assert!(report["timing"]["first_token_s"].as_f64().unwrap() > 0.0);
+        let printed = listed(&run(&args));
+        assert_eq!(printed.len(), num_choices);
+        for ((head, text), choice) in printed.iter().zip(choices) {
+            let score = choice["score"]
+                .as_f64()
+                .map(|score| format!(" score {score:.4}"));
+            assert!(
+                head.ends_with(&score.unwrap_or_else(|| "]".to_owned())),
+                "{head}"
+            );
+            let expected: String = choice["text"].as_str().unwrap().lines().collect();
+            assert_eq!(text.lines().collect::<String>(), expected, "{flags:?}");
+        }
+    }
+    // One that is not ranked is at the top of the object and in the list.
+    let one = run(&[&ask[..], &["--json"]].concat());
+    let one: Value = serde_json::from_slice(&one.stdout).unwrap();
+    assert_eq!(one["choices"].as_array().unwrap().len(), 1);
+    assert_eq!(one["choices"][0]["text"], one["text"]);
+}
+
 #[test]
 fn bench_prints_a_line_for_each_batch_size() {
     let sizes = [
@@ -277,6 +363,90 @@ fn what_cannot_be_done_is_an_error_that_says_why() {
             &["generate", "--prompt", "a", "--temperature", "NaN"],
             "temperature",
         ),
+        (&["generate", "--prompt", "a", "--n", "0"], "--n 0"),
+        (
+            &["generate", "--prompt", "a", "--n", "1000000000"],
+            "--n 1000000000: must be between 1 and 128",
+        ),
+        (
+            &["generate", "--prompt", "a", "--n", "3", "--best-of", "2"],
+            "--best-of 2: must be between --n (3)",
+        ),
+        (
+            &[
+                "generate",
+                "--prompt",
+                "a",
+                "--best-of",
+                "17",
+                "--beam-search",
+            ],
+            "--best-of 17: must be at most 16",
+        ),
+        (
+            &[
+                "generate",
+                "--prompt",
+                "a",
+                "--n",
+                "2",
+                "--temperature",
+                "0",
+            ],
+            "--n 2: all would be equal",
+        ),
+        (
+            &[
+                "generate",
+                "--prompt",
+                "a",
+                "--beam-search",
+                "--temperature",
+                "0.5",
+            ],
+            "--temperature 0.5",
+        ),
+        (
+            &["generate", "--prompt", "a", "--beam-search", "--top-k", "5"],
+            "top_k",
+        ),
+        (
+            &[
+                "generate",
+                "--prompt",
+                "a",
+                "--beam-search",
+                "--length-penalty",
+                "NaN",
+            ],
+            "length_penalty",
+        ),
+        (
+            &[
+                "generate",
+                "--prompt",
+                "a",
+                "--n",
+                "4",
+                "--max-num-seqs",
+                "3",
+            ],
+            "--n 4: --max-num-seqs",
+        ),
+        (
+            &[
+                "generate",
+                "--prompt",
+                "a",
+                "--n",
+                "8",
+                "--max-tokens",
+                "200",
+                "--kv-cache-memory-bytes",
+                "64K",
+            ],
+            "--max-tokens",
+        ),
         (&["bench", "--batch-sizes", "0"], "--batch-sizes"),
         (&["bench", "--output-len", "1"], "--output-len"),
     ] {
@@ -293,6 +463,14 @@ fn what_cannot_be_done_is_an_error_that_says_why() {
         assert!(!output.status.success(), "{space}: {message}");
         assert!(message.contains("--swap-space"), "{space}: {message}");
         assert!(message.contains("GiB"), "{space}: {message}");
+    }
+    for args in [["--length-penalty", "2"], ["--early-stopping", "true"]] {
+        let output = run(&[&["generate", "--prompt", "a"], &args[..]].concat());
+        let message = text(&output.stderr);
+        assert!(
+            !output.status.success() && message.contains("--beam-search"),
+            "{message}"
+        );
     }
     for model in ["/no/such/model.gguf", "nonsense", "a/b/c"] {
         let output = pageloom(&["generate", "--prompt", "a", "--model", model])

@@ -5,5 +5,6 @@ mod chat;
 mod completions;
 mod leaving;
 mod load;
+mod ranked;
 mod routes;
 mod support;
