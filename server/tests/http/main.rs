@@ -6,5 +6,6 @@ mod completions;
 mod leaving;
 mod load;
 mod ranked;
+mod ranked_fields;
 mod routes;
 mod support;
