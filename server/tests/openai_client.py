@@ -170,6 +170,59 @@ def test_a_seed_repeats_and_choices_differ(client, model):
     assert len(set(texts(1))) == 3
 
 
+def test_best_of_returns_the_likeliest_samples(client, model):
+    ask = dict(model=model, prompt="My favourite", max_tokens=16, seed=3, logprobs=0)
+    samples = client.completions.create(**ask, n=6).choices
+    samples.sort(key=lambda c: -statistics.mean(c.logprobs.token_logprobs))
+    answer = client.completions.create(**ask, n=2, best_of=6)
+    assert [c.text for c in answer.choices] == [c.text for c in samples[:2]]
+    for choice, sample in zip(answer.choices, samples):
+        assert choice.score == pytest.approx(statistics.mean(sample.logprobs.token_logprobs), abs=1e-4)
+    assert answer.usage.completion_tokens == sum(len(c.logprobs.tokens) for c in answer.choices)
+    assert client.completions.create(**ask).choices[0].model_extra.get("score") is None
+    with pytest.raises(openai.BadRequestError) as error:
+        client.completions.create(**ask, n=2, best_of=6, stream=True)
+    assert error.value.param == "best_of"
+
+
+def test_beams_are_likelier_than_the_greedy_answer(client, model):
+    ask = dict(model=model, prompt="The best thing about the sea is", max_tokens=12, temperature=0, logprobs=0)
+    greedy = client.completions.create(**ask).choices[0]
+    wide = {"use_beam_search": True}
+    one = client.completions.create(**ask, extra_body=wide).choices[0]
+    assert one.text == greedy.text
+    beams = client.completions.create(**ask, n=4, extra_body=wide).choices
+    assert len({c.text for c in beams}) == 4
+    assert [c.score for c in beams] == sorted((c.score for c in beams), reverse=True)
+    for choice in beams:
+        assert choice.score == pytest.approx(statistics.mean(choice.logprobs.token_logprobs), abs=1e-3)
+    assert beams[0].score >= one.score
+    best = client.completions.create(**ask, n=1, best_of=4, extra_body=wide).choices
+    assert [c.text for c in best] == [beams[0].text]
+    longest = client.completions.create(**ask, extra_body=wide | {"length_penalty": 0.0, "early_stopping": "never"})
+    assert longest.choices[0].score == pytest.approx(sum(greedy.logprobs.token_logprobs), abs=1e-3)
+
+
+def test_a_chat_streams_its_beams(client, model):
+    ask = dict(model=model, messages=FRANCE, temperature=0, n=3, max_tokens=24, extra_body={"use_beam_search": True})
+    whole = client.chat.completions.create(**ask)
+    assert whole.choices[0].message.content == "The capital of France is Paris."
+    chunks = [c for chunk in client.chat.completions.create(**ask, stream=True) for c in chunk.choices]
+    for choice in whole.choices:
+        first, *rest = [c for c in chunks if c.index == choice.index]
+        assert first.delta.role == "assistant"
+        assert "".join(c.delta.content or "" for c in rest) == choice.message.content
+        assert (rest[-1].finish_reason, rest[-1].score) == (choice.finish_reason, choice.score)
+
+
+def test_a_second_request_finds_the_first_ones_blocks(client, model):
+    ask = dict(model=model, prompt="Tell me about the number %d. " % time.time_ns() * 8, max_tokens=1)
+    first, second = (client.completions.create(**ask).usage for _ in range(2))
+    # The block size is 16, and one token is computed in any case.
+    assert second.prompt_tokens_details.cached_tokens == (second.prompt_tokens - 1) // 16 * 16
+    assert first.prompt_tokens_details.cached_tokens < second.prompt_tokens_details.cached_tokens
+
+
 def test_chat_logprobs(client, model):
     answer = client.chat.completions.create(
         model=model, messages=FRANCE, temperature=0, logprobs=True, top_logprobs=3, max_completion_tokens=4)
@@ -239,8 +292,8 @@ BAD_FIELDS = [
     ("n", 0), ("n", 10**9), ("n", 2.5), ("max_tokens", -1), ("max_tokens", 10**9), ("max_tokens", 2**70),
     ("presence_penalty", 3), ("frequency_penalty", [1]), ("logprobs", 21), ("logit_bias", {"999999999": 1}),
     ("stop", 7), ("prompt", {}), ("prompt", ""), ("prompt", [999_999_999]), ("prompt", [1.5]), ("suffix", "end"),
-    ("seed", "x"), ("stream", "yes"), ("min_tokens", 10**12), ("allowed_token_ids", [-1]), ("best_of", 5),
-    ("no_such_field", 1), ("use_beam_search", True),
+    ("seed", "x"), ("stream", "yes"), ("min_tokens", 10**12), ("allowed_token_ids", [-1]), ("best_of", 0),
+    ("best_of", 10**9), ("no_such_field", 1), ("use_beam_search", "yes"), ("length_penalty", 2), ("early_stopping", True),
 ]
 
 

@@ -146,6 +146,9 @@ struct Choice {
     logprobs: Option<ChatLogprobs>,
     #[serde(flatten)]
     ending: Ending,
+    /// What it was ranked by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    score: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<TokenId>>,
 }
@@ -163,6 +166,9 @@ struct Delta {
     logprobs: Option<ChatLogprobs>,
     #[serde(flatten)]
     ending: Ending,
+    /// What it was ranked by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    score: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<TokenId>>,
 }
@@ -227,12 +233,13 @@ impl Answer {
             },
             logprobs: self.request.logprobs.then(ChatLogprobs::default),
             ending: Ending::of(None)?,
+            score: None,
             token_ids: self.request.common.return_token_ids.then(Vec::new),
         })
     }
 
     async fn collect(mut self, mut outputs: Outputs) -> Result<Response, ApiError> {
-        let mut choices = (0..self.request.common.n)
+        let mut choices = (0..self.request.common.sequences.n)
             .map(|index| self.empty_choice(index))
             .collect::<Result<Vec<_>, _>>()?;
         let mut prompt_scores = None;
@@ -255,6 +262,7 @@ impl Answer {
                         ids.extend(delta.tokens.iter().map(|token| token.id));
                     }
                     choice.ending = Ending::of(delta.finish)?;
+                    choice.score = delta.score;
                 }
             }
         }
@@ -272,7 +280,7 @@ impl Answer {
 
     /// The first chunk of every choice: who is speaking.
     fn push_roles(&self, usage: Option<Option<&Usage>>, out: &mut SseText) -> Result<(), ApiError> {
-        for index in 0..self.request.common.n {
+        for index in 0..self.request.common.sequences.n {
             let first = Delta {
                 index,
                 delta: DeltaMessage {
@@ -281,6 +289,7 @@ impl Answer {
                 },
                 logprobs: None,
                 ending: Ending::of(None)?,
+                score: None,
                 token_ids: None,
             };
             let mut chunk = self.completion("chat.completion.chunk", vec![first], usage);
@@ -323,6 +332,7 @@ impl Chunks for Answer {
             },
             logprobs,
             ending,
+            score: delta.score,
             token_ids,
         };
         self.push_chunk(vec![choice], usage, out);

@@ -19,7 +19,7 @@ use super::prompt::{Prompt, read_prompts};
 use super::state::AppState;
 use super::stream::{self, Chunks, SseText};
 
-/// Most sequences of a request, over all of its prompts.
+/// Most sequences generated for a request, over all of its prompts.
 pub const MAX_CHOICES: usize = 1024;
 /// Tokens generated when the client names no `max_tokens`.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -59,13 +59,16 @@ impl CompletionRequest {
                 "max_tokens must be at least 1 unless echo is true, got 0",
             ));
         }
-        if prompts.len() * common.n > MAX_CHOICES {
+        let (num, field) = (
+            common.sequences.num_generated(),
+            common.sequences.count_field(),
+        );
+        if prompts.len() * num > MAX_CHOICES {
             return Err(ApiError::invalid(
-                "n",
+                field,
                 format!(
-                    "{} prompts with n = {} ask for more than {MAX_CHOICES} completions",
+                    "{} prompts with {field} = {num} ask for more than {MAX_CHOICES} completions",
                     prompts.len(),
-                    common.n
                 ),
             ));
         }
@@ -162,6 +165,9 @@ struct Choice {
     logprobs: Option<CompletionLogprobs>,
     #[serde(flatten)]
     ending: Ending,
+    /// What it was ranked by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    score: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Vec<PromptLogprobs>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -194,7 +200,7 @@ impl Answer {
         Answer {
             id: app.response_id("cmpl", request.common.request_id.as_deref()),
             created: app.now_unix(),
-            offsets: vec![0; prompts.len() * request.common.n],
+            offsets: vec![0; prompts.len() * request.common.sequences.n],
             usage: Usage::of_prompts(num_prompt_tokens),
             app,
             model,
@@ -207,7 +213,7 @@ impl Answer {
     fn pieces(&mut self, prompt: usize, event: RequestEvent) -> Result<Vec<Choice>, ApiError> {
         match event {
             RequestEvent::Prompt { logprobs, .. } => {
-                let n = self.request.common.n;
+                let n = self.request.common.sequences.n;
                 (prompt * n..(prompt + 1) * n)
                     .map(|index| self.echo(index, prompt, &logprobs))
                     .collect()
@@ -229,6 +235,7 @@ impl Answer {
             text: self.prompts[prompt].text.clone(),
             logprobs: None,
             ending: Ending::of(None)?,
+            score: None,
             prompt_logprobs: common
                 .prompt_logprobs
                 .map(|top| prompt_logprobs(&self.app.tokenizer, tokens, scores, top)),
@@ -249,7 +256,7 @@ impl Answer {
     }
 
     fn piece(&mut self, prompt: usize, delta: OutputDelta) -> Result<Choice, ApiError> {
-        let index = prompt * self.request.common.n + delta.index;
+        let index = prompt * self.request.common.sequences.n + delta.index;
         Ok(Choice {
             index,
             text: delta.text,
@@ -263,6 +270,7 @@ impl Answer {
                 list
             }),
             ending: Ending::of(delta.finish)?,
+            score: delta.score,
             prompt_logprobs: None,
             prompt_token_ids: None,
             token_ids: self
@@ -321,6 +329,7 @@ impl Choice {
             self.token_ids.get_or_insert_default().extend(ids);
         }
         self.ending = piece.ending;
+        self.score = piece.score;
     }
 
     /// Whether a stream would learn nothing from this piece.

@@ -7,8 +7,6 @@ use super::error::{ApiError, shorten};
 use super::object::{Object, read, read_list};
 use super::params::Limits;
 
-/// Most sequences one prompt may ask for.
-pub const MAX_N: usize = 128;
 /// Most stop strings of a request.
 pub const MAX_STOP_STRINGS: usize = 32;
 /// Longest stop string, in bytes: so much text may be held back while it could still match.
@@ -112,36 +110,6 @@ fn take_top_k(object: &mut Object<'_>) -> Result<u32, ApiError> {
             )
         }),
     }
-}
-
-pub(super) fn take_n(
-    object: &mut Object<'_>,
-    limits: &Limits,
-    sampling: &SamplingParams,
-) -> Result<usize, ApiError> {
-    let n = take_count(object, "n")?.unwrap_or(1);
-    let most = MAX_N.min(limits.max_num_seqs);
-    if n == 0 || n > most {
-        return Err(ApiError::invalid(
-            "n",
-            format!("n must be between 1 and {most}, got {n}"),
-        ));
-    }
-    if n > 1 && sampling.temperature == 0.0 {
-        return Err(ApiError::invalid(
-            "n",
-            format!("n must be 1 when temperature is 0 (all answers would be equal), got {n}"),
-        ));
-    }
-    if let Some(best_of) = take_count(object, "best_of")?
-        && best_of != n
-    {
-        return Err(ApiError::unsupported(
-            "best_of",
-            &format!("only the value of n ({n}) is accepted, got {best_of}"),
-        ));
-    }
-    Ok(n)
 }
 
 pub(super) fn take_stop(object: &mut Object<'_>) -> Result<Vec<String>, ApiError> {
@@ -278,14 +246,6 @@ pub(super) fn take_inert(object: &mut Object<'_>) -> Result<(), ApiError> {
     for name in HARMLESS {
         let _ = object.take_raw(name);
     }
-    let off = |text: &str| text == "false";
-    object.take_inert("use_beam_search", "only false is accepted", off)?;
-    let one = |text: &str| text.parse() == Ok(1.0);
-    object.take_inert(
-        "length_penalty",
-        "it ranks beams, and only 1 is accepted",
-        one,
-    )?;
     object.take_inert("bad_words", "only an empty list is accepted", is_empty_list)?;
     object.take_inert(
         "response_format",

@@ -105,7 +105,7 @@ pub(super) struct Usage {
     pub prompt_tokens: usize,
     /// Both together.
     pub total_tokens: usize,
-    /// Tokens generated, all sequences.
+    /// Tokens of all sequences that are returned.
     pub completion_tokens: usize,
     /// More about the prompts.
     pub prompt_tokens_details: PromptTokensDetails,

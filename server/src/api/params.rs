@@ -5,10 +5,10 @@ use pageloom_model_runner::{SamplingParams, TokenId};
 
 use super::error::ApiError;
 use super::fields::{
-    take_inert, take_label, take_logprobs, take_n, take_sampling, take_stop, take_stream,
-    take_truncation,
+    take_inert, take_label, take_logprobs, take_sampling, take_stop, take_stream, take_truncation,
 };
 use super::object::Object;
+use super::sequences::Sequences;
 
 /// What the server knows about the model when it judges a request.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub struct Limits {
     pub max_model_len: usize,
     /// Token ids are below this.
     pub vocab_size: usize,
-    /// Sequences that run at once; a request may not ask for more than this of one prompt.
+    /// Sequences that run at once; a request may not have more than this of one prompt.
     pub max_num_seqs: usize,
 }
 
@@ -26,8 +26,8 @@ pub struct Limits {
 pub(super) struct CommonParams {
     /// Name of the model the client expects.
     pub model: Option<String>,
-    /// Sequences per prompt.
-    pub n: usize,
+    /// Sequences per prompt, and how they are found.
+    pub sequences: Sequences,
     /// Most tokens to generate; `None` if the client left it open.
     pub max_tokens: Option<usize>,
     /// How tokens are drawn; the seed is filled in when it is absent here.
@@ -77,11 +77,11 @@ impl CommonParams {
     ) -> Result<Self, ApiError> {
         let model = object.take("model")?;
         let (sampling, seed) = take_sampling(object, limits, logprobs)?;
-        let n = take_n(object, limits, &sampling)?;
         let (stream, include_usage) = take_stream(object)?;
+        let sequences = Sequences::take(object, limits, &sampling, stream)?;
         let params = CommonParams {
             model,
-            n,
+            sequences,
             max_tokens,
             seed,
             stop: take_stop(object)?,
@@ -152,7 +152,9 @@ impl CommonParams {
             None => default_max_tokens.map(|default| default.min(room)),
         };
         let mut request = Request::new(prompt);
-        request.n = self.n;
+        request.n = self.sequences.n;
+        request.best_of = self.sequences.best_of;
+        request.beams = self.sequences.beams;
         request.max_tokens = max_tokens;
         request.sampling = self.sampling.clone();
         request.sampling.seed = self.seed.unwrap_or(default_seed);
@@ -212,6 +214,8 @@ impl CommonParams {
 
 #[cfg(test)]
 mod tests {
+    use pageloom_engine::{BeamSearch, EarlyStopping};
+
     use super::*;
 
     fn limits() -> Limits {
@@ -235,18 +239,17 @@ mod tests {
             "response_format": {"type": "text"}, "length_penalty": 1.0, "user": "u", "metadata": {"a": 1},
             "top_k": -1, "seed": -1, "structured_outputs": null, "never_heard_of": null}"#;
         let params = parse(body).unwrap();
-        assert_eq!(params.n, 2);
+        assert_eq!(params.sequences.n, 2);
         assert_eq!(params.seed, Some(u64::MAX));
     }
 
     #[test]
     fn what_is_refused_is_named() {
         for (body, param) in [
-            (r#"{"n": 0}"#, "n"),
             (r#"{"n": 9}"#, "n"),
-            (r#"{"n": 2, "temperature": 0}"#, "n"),
             (r#"{"n": 1000000000000}"#, "n"),
-            (r#"{"best_of": 3}"#, "best_of"),
+            (r#"{"best_of": 9}"#, "best_of"),
+            (r#"{"best_of": 3, "stream": true}"#, "best_of"),
             (r#"{"temperature": -0.1}"#, "temperature"),
             (r#"{"temperature": "hot"}"#, "temperature"),
             (r#"{"temperature": 1e39}"#, "temperature"),
@@ -276,7 +279,7 @@ mod tests {
                 "response_format",
             ),
             (r#"{"priority": 1.5}"#, "priority"),
-            (r#"{"use_beam_search": true}"#, "use_beam_search"),
+            (r#"{"early_stopping": true}"#, "early_stopping"),
             (
                 r#"{"structured_outputs": {"regex": "a"}}"#,
                 "structured_outputs",
@@ -292,6 +295,20 @@ mod tests {
             );
             assert!(error.status.is_client_error());
         }
+    }
+
+    #[test]
+    fn the_engine_is_asked_for_what_the_client_asked_for() {
+        let body = r#"{"n": 2, "best_of": 5, "use_beam_search": true, "length_penalty": 0.5,
+            "early_stopping": "never"}"#;
+        let request = parse(body).unwrap();
+        let request = request.request(vec![1], &limits(), 7, None).unwrap();
+        assert_eq!((request.n, request.best_of), (2, Some(5)));
+        let beams = BeamSearch {
+            length_penalty: 0.5,
+            early_stopping: EarlyStopping::Never,
+        };
+        assert_eq!(request.beams, Some(beams));
     }
 
     #[test]

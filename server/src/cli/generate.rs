@@ -3,14 +3,18 @@
 use std::io::Write;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
-use clap::Args;
+use anyhow::{Context, anyhow, bail};
+use clap::{Args, ValueEnum};
 use pageloom_engine::text::{ChatMessage, RenderOptions};
-use pageloom_engine::{FinishReason, Request, RequestEvent, StopCause};
+use pageloom_engine::{
+    BeamSearch, EarlyStopping, Engine, FinishReason, MAX_BEAMS, OutputDelta, Request, RequestError,
+    RequestEvent, StopCause,
+};
 use pageloom_model_runner::{SamplingParams, TokenId};
 use serde::Serialize;
 
 use super::{CacheOptions, ModelOptions};
+use crate::api::MAX_N;
 use crate::launch::{EngineOptions, Launched, launch};
 
 /// Flags of `pageloom generate`.
@@ -29,11 +33,14 @@ pub struct GenerateArgs {
     /// System message of the chat
     #[arg(long, requires = "chat", value_name = "TEXT")]
     system: Option<String>,
-    /// Print one JSON object at the end instead of the text as it comes
+    /// Print one JSON object at the end instead of the text as it comes: `choices` has every
+    /// sequence, best first, and the first one's fields stand at the top too
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     sampling: SamplingOptions,
+    #[command(flatten)]
+    sequences: SequenceOptions,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -68,20 +75,130 @@ struct SamplingOptions {
     ignore_eos: bool,
 }
 
+/// How many sequences, and how they are found. Sequences that are ranked, and several, are printed
+/// when all are there; each below its number and, if ranked, its score.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Several sequences")]
+struct SequenceOptions {
+    /// Sequences to print
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    n: usize,
+    /// Sequences to generate, of which the --n with the highest log-probability per token are
+    /// printed; with --beam-search the number of beams [default: --n]
+    #[arg(long, value_name = "N")]
+    best_of: Option<usize>,
+    /// Search for the likeliest sequences instead of drawing them
+    #[arg(long, alias = "use-beam-search")]
+    beam_search: bool,
+    /// A beam's score is the sum of its log-probabilities over its length to this power: above 0
+    /// favours long ones
+    #[arg(
+        long,
+        default_value_t = 1.0,
+        value_name = "P",
+        requires = "beam_search"
+    )]
+    #[arg(allow_negative_numbers = true)]
+    length_penalty: f32,
+    /// When a search ends with as many finished sequences as it has beams. true: at once; false:
+    /// when the best beam scores no better as it is; never: when it cannot score better any more
+    #[arg(long, value_enum, default_value_t, requires = "beam_search")]
+    early_stopping: Stopping,
+}
+
+/// `--early-stopping`.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Stopping {
+    True,
+    #[default]
+    False,
+    Never,
+}
+
+impl SequenceOptions {
+    fn num_generated(&self) -> usize {
+        self.best_of.unwrap_or(self.n)
+    }
+
+    fn is_ranked(&self) -> bool {
+        self.beam_search || self.num_generated() > self.n
+    }
+
+    fn beams(&self) -> Option<BeamSearch> {
+        self.beam_search.then_some(BeamSearch {
+            length_penalty: self.length_penalty,
+            early_stopping: match self.early_stopping {
+                Stopping::True => EarlyStopping::Immediately,
+                Stopping::False => EarlyStopping::Heuristic,
+                Stopping::Never => EarlyStopping::Never,
+            },
+        })
+    }
+
+    /// What needs no model to be seen.
+    fn check(&self, temperature: f32, max_num_seqs: Option<usize>) -> anyhow::Result<()> {
+        let (n, num) = (self.n, self.num_generated());
+        let field = self.best_of.map_or("--n", |_| "--best-of");
+        if n == 0 || n > MAX_N {
+            bail!("--n {n}: must be between 1 and {MAX_N}");
+        }
+        if num < n || num > MAX_N {
+            bail!("--best-of {num}: must be between --n ({n}) and {MAX_N}");
+        }
+        if let Some(most) = max_num_seqs.filter(|&most| num > most) {
+            bail!("{field} {num}: --max-num-seqs lets only {most} be computed at once");
+        }
+        if self.beam_search {
+            if num > MAX_BEAMS {
+                bail!("{field} {num}: must be at most {MAX_BEAMS} with --beam-search");
+            }
+            if temperature != 0.0 && temperature != 1.0 {
+                bail!("--temperature {temperature}: must be 0 or 1 with --beam-search");
+            }
+        } else if num > 1 && temperature == 0.0 {
+            bail!("{field} {num}: all would be equal with --temperature 0 and no --beam-search");
+        }
+        Ok(())
+    }
+}
+
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Report {
     model: String,
     prompt_token_ids: Vec<TokenId>,
-    token_ids: Vec<TokenId>,
-    text: String,
-    finish_reason: &'static str,
-    stop_reason: Option<serde_json::Value>,
+    /// The first of `choices`.
+    #[serde(flatten)]
+    first: Choice,
+    choices: Vec<Choice>,
     seed: u64,
     timing: Timing,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
+struct Choice {
+    token_ids: Vec<TokenId>,
+    text: String,
+    finish_reason: &'static str,
+    stop_reason: Option<serde_json::Value>,
+    /// What it was ranked by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    score: Option<f32>,
+}
+
+impl Choice {
+    fn append(&mut self, delta: OutputDelta) -> anyhow::Result<()> {
+        self.text.push_str(&delta.text);
+        self.token_ids.extend(delta.tokens.iter().map(|t| t.id));
+        self.score = delta.score;
+        if let Some(finish) = delta.finish {
+            (self.finish_reason, self.stop_reason) = ending(finish)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default, Serialize)]
 struct Timing {
     /// Fetching, if it was needed, and loading.
     load_s: f64,
@@ -89,7 +206,7 @@ struct Timing {
     first_token_s: f64,
     /// From the prompt to the last token.
     total_s: f64,
-    /// Tokens a second after the first.
+    /// Tokens of all choices a second, after the first of each.
     decode_tokens_per_s: Option<f64>,
 }
 
@@ -99,43 +216,51 @@ struct Timing {
 /// If the model is missing or wrong, a flag is out of range or generation failed.
 pub(super) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     let start = Instant::now();
+    let sequences = &args.sequences;
     let mut cache = args.cache.clone();
-    // One sequence: what the pool and the buffers are sized for.
-    cache.max_num_seqs.get_or_insert(1);
-    let launched = launch(&args.model, &cache, &EngineOptions::default())?;
-    let load_s = start.elapsed().as_secs_f64();
+    sequences.check(args.sampling.temperature, cache.max_num_seqs)?;
+    // One request: what the pool and the buffers are sized for.
+    cache.max_num_seqs.get_or_insert(sequences.num_generated());
+    let mut launched = launch(&args.model, &cache, &EngineOptions::default())?;
+    let mut timing = Timing {
+        load_s: start.elapsed().as_secs_f64(),
+        ..Timing::default()
+    };
     let prompt = prompt_tokens(&args, &launched)?;
     let seed = match args.sampling.seed {
         Some(seed) => seed,
         None => getrandom::u64().context("the system has no random numbers to give")?,
     };
-    let request = request(
-        &args.sampling,
-        prompt.clone(),
-        seed,
-        launched.config.max_model_len,
-    );
-    let mut report = Report {
-        model: launched.name.clone(),
-        prompt_token_ids: prompt,
-        token_ids: Vec::new(),
-        text: String::new(),
-        finish_reason: "",
-        stop_reason: None,
-        seed,
-        timing: Timing {
-            load_s,
-            first_token_s: 0.0,
-            total_s: 0.0,
-            decode_tokens_per_s: None,
-        },
-    };
-    generate(launched, request, &mut report, !args.json)?;
+    let max_model_len = launched.config.max_model_len;
+    let request = request(&args, prompt.clone(), seed, max_model_len);
+    // Several at once would be told apart by nobody.
+    let is_one = sequences.n == 1 && !sequences.is_ranked();
+    let echo = is_one && !args.json;
+    let choices = generate(&mut launched.engine, request, &mut timing, echo)?;
     if args.json {
+        let report = Report {
+            model: launched.name,
+            prompt_token_ids: prompt,
+            first: choices[0].clone(),
+            choices,
+            seed,
+            timing,
+        };
         print(&format!("{}\n", serde_json::to_string(&report)?))
-    } else {
+    } else if is_one {
         print("\n")
+    } else {
+        print(&listed(&choices))
     }
+}
+
+/// The texts below their numbers.
+fn listed(choices: &[Choice]) -> String {
+    let listed = choices.iter().zip(1..).map(|(choice, number)| {
+        let score = choice.score.map(|score| format!(" score {score:.4}"));
+        format!("[{number}]{}\n{}\n", score.unwrap_or_default(), choice.text)
+    });
+    listed.collect::<Vec<_>>().join("\n")
 }
 
 fn prompt_tokens(args: &GenerateArgs, launched: &Launched) -> anyhow::Result<Vec<TokenId>> {
@@ -162,16 +287,15 @@ fn prompt_tokens(args: &GenerateArgs, launched: &Launched) -> anyhow::Result<Vec
     Ok(launched.tokenizer.encode(&text, false)?)
 }
 
-fn request(
-    options: &SamplingOptions,
-    prompt: Vec<TokenId>,
-    seed: u64,
-    max_model_len: usize,
-) -> Request {
+fn request(args: &GenerateArgs, prompt: Vec<TokenId>, seed: u64, max_model_len: usize) -> Request {
+    let (options, sequences) = (&args.sampling, &args.sequences);
     let room = max_model_len.saturating_sub(prompt.len());
     let mut request = Request::new(prompt);
-    // At least one, so that a prompt that fills the context is an error and not an empty answer.
-    request.max_tokens = Some(options.max_tokens.min(room).max(1));
+    request.n = sequences.n;
+    request.best_of = sequences.best_of;
+    request.beams = sequences.beams();
+    // What is past the context is cut by the engine, and to what the cache can hold.
+    request.max_tokens = Some(options.max_tokens.max(1)).filter(|&most| most < room);
     request.sampling = SamplingParams {
         temperature: options.temperature,
         top_p: options.top_p,
@@ -186,43 +310,53 @@ fn request(
     request
 }
 
+/// All choices, the best first. `echo`: the text is printed as it comes.
 fn generate(
-    launched: Launched,
+    engine: &mut Engine,
     request: Request,
-    report: &mut Report,
+    timing: &mut Timing,
     echo: bool,
-) -> anyhow::Result<()> {
-    let mut engine = launched.engine;
+) -> anyhow::Result<Vec<Choice>> {
     let start = Instant::now();
-    engine.add(request, start.elapsed())?;
+    let mut choices = vec![Choice::default(); request.n];
+    engine.add(request, start.elapsed()).map_err(with_flags)?;
     let mut events = Vec::new();
     while engine.has_work() {
         engine.step(start.elapsed())?;
         events.extend(engine.drain_events());
         for (_, event) in events.drain(..) {
-            let RequestEvent::Output(delta) = event else {
-                continue;
+            let delta = match event {
+                // The step that completes the prompt draws the first token.
+                RequestEvent::Prompt { .. } => {
+                    timing.first_token_s = start.elapsed().as_secs_f64();
+                    continue;
+                }
+                RequestEvent::Output(delta) => delta,
             };
             if echo {
                 print(&delta.text)?;
             }
-            if report.token_ids.is_empty() {
-                report.timing.first_token_s = start.elapsed().as_secs_f64();
-            }
-            report.text.push_str(&delta.text);
-            report.token_ids.extend(delta.tokens.iter().map(|t| t.id));
-            if let Some(finish) = delta.finish {
-                (report.finish_reason, report.stop_reason) = ending(finish)?;
-            }
+            choices[delta.index].append(delta)?;
         }
     }
-    let timing = &mut report.timing;
     timing.total_s = start.elapsed().as_secs_f64();
     let decode_s = timing.total_s - timing.first_token_s;
-    let num_decoded = report.token_ids.len().saturating_sub(1);
+    let after_first = |choice: &Choice| choice.token_ids.len().saturating_sub(1);
+    let num_decoded: usize = choices.iter().map(after_first).sum();
     timing.decode_tokens_per_s =
         (num_decoded > 0 && decode_s > 0.0).then(|| num_decoded as f64 / decode_s);
-    Ok(())
+    Ok(choices)
+}
+
+/// Says which flags help, where it is no field that is wrong.
+fn with_flags(error: RequestError) -> anyhow::Error {
+    let hint = match error {
+        RequestError::NeverFits { .. } => {
+            ": lower --max-tokens, --n or --best-of, or raise --kv-cache-memory-bytes"
+        }
+        _ => "",
+    };
+    anyhow!("{error}{hint}")
 }
 
 fn ending(finish: FinishReason) -> anyhow::Result<(&'static str, Option<serde_json::Value>)> {

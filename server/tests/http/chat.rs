@@ -32,6 +32,30 @@ async fn an_answer_is_a_message() {
 }
 
 #[tokio::test]
+async fn the_same_conversation_again_is_cached_streamed_or_not() {
+    let server = Server::new();
+    let mut request = body();
+    request["messages"][0]["content"] = json!("a long question ".repeat(8));
+    let cached = |usage: &Value| {
+        let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
+        (cached.unwrap(), usage["prompt_tokens"].as_u64().unwrap())
+    };
+    let (first, len) = cached(&server.post(PATH, &request).await.ok()["usage"]);
+    assert_eq!(first, 0);
+    // Whole blocks of 16, and at least one token is computed.
+    let again = ((len - 1) / 16 * 16, len);
+    assert!(again.0 >= 32, "{len}");
+    assert_eq!(
+        cached(&server.post(PATH, &request).await.ok()["usage"]),
+        again
+    );
+    request["stream"] = json!(true);
+    request["stream_options"] = json!({"include_usage": true});
+    let chunks = server.post(PATH, &request).await.chunks();
+    assert_eq!(cached(&chunks.last().unwrap()["usage"]), again);
+}
+
+#[tokio::test]
 async fn a_stream_begins_with_the_role_and_ends_with_the_reason() {
     let server = Server::new();
     let mut request = body();

@@ -131,6 +131,41 @@ async fn scores_are_the_same_on_a_cached_prefix() {
 }
 
 #[tokio::test]
+async fn the_usage_tells_how_much_of_the_prompt_was_cached() {
+    let prompt: Vec<u32> = (30..90).collect();
+    let cached = async |server: &Server, extra: Value| {
+        let mut body = json!({"prompt": prompt, "max_tokens": 2, "ignore_eos": true});
+        for (name, value) in extra.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        let usage = complete(server, body).await["usage"].take();
+        assert_eq!(usage["prompt_tokens"], 60);
+        usage["prompt_tokens_details"]["cached_tokens"]
+            .as_u64()
+            .unwrap()
+    };
+    let server = Server::new();
+    // Three full blocks of 16 tokens.
+    for (extra, expected) in [
+        (json!({}), 0),
+        (json!({}), 48),
+        (json!({"n": 3}), 48),
+        (json!({"use_beam_search": true, "best_of": 3}), 48),
+        (json!({"cache_salt": "a"}), 0),
+        (json!({"cache_salt": "a"}), 48),
+        (json!({"cache_salt": "b"}), 0),
+    ] {
+        assert_eq!(cached(&server, extra.clone()).await, expected, "{extra}");
+    }
+    let mut setup = Setup::default();
+    setup.engine.enable_prefix_caching = false;
+    let server = Server::with(setup);
+    for _ in 0..2 {
+        assert_eq!(cached(&server, json!({})).await, 0);
+    }
+}
+
+#[tokio::test]
 async fn token_ids_and_prompt_logprobs_come_when_asked_for() {
     let server = Server::new();
     let body = json!({

@@ -5,5 +5,7 @@ mod chat;
 mod completions;
 mod leaving;
 mod load;
+mod ranked;
+mod ranked_fields;
 mod routes;
 mod support;

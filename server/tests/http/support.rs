@@ -214,3 +214,18 @@ pub(crate) fn joined(chunks: &[Value], index: usize, text_of: impl Fn(&Value) ->
         .filter_map(|choice| text_of(choice).as_str())
         .collect()
 }
+
+pub(crate) const COMPLETIONS: &str = "/v1/completions";
+pub(crate) const CHAT: &str = "/v1/chat/completions";
+
+/// `body` with the fields of `extra`.
+pub(crate) fn with(mut body: Value, extra: &Value) -> Value {
+    for (name, value) in extra.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    body
+}
+
+pub(crate) fn choices(answer: &Value) -> &[Value] {
+    answer["choices"].as_array().unwrap()
+}

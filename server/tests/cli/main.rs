@@ -1,6 +1,9 @@
 //! The binary as a user starts it, on a model small enough for any machine.
 #![cfg(unix)]
 
+mod errors;
+mod generate;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -181,36 +184,6 @@ fn a_port_in_use_is_one_line_and_exit_code_1() {
 }
 
 #[test]
-fn generate_prints_text_or_one_json_object() {
-    let args = [
-        "generate",
-        "--prompt",
-        "hi",
-        "--max-tokens",
-        "12",
-        "--temperature",
-        "0",
-        "--ignore-eos",
-    ];
-    let plain = run(&args);
-    assert!(plain.status.success(), "{plain:?}");
-    let json = run(&[&args[..], &["--json"]].concat());
-    let report: Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!(report["token_ids"].as_array().unwrap().len(), 12);
-    assert_eq!(report["finish_reason"], "length");
-    assert!(report["timing"]["first_token_s"].as_f64().unwrap() > 0.0);
-    assert_eq!(
-        text(&plain.stdout),
-        format!("{}\n", report["text"].as_str().unwrap())
-    );
-    // The chat template makes another prompt of it.
-    let chat = run(&[&args[..], &["--json", "--chat", "--system", "be brief"]].concat());
-    let chat: Value = serde_json::from_slice(&chat.stdout).unwrap();
-    let len = |report: &Value| report["prompt_token_ids"].as_array().unwrap().len();
-    assert!(len(&chat) > len(&report));
-}
-
-#[test]
 fn bench_prints_a_line_for_each_batch_size() {
     let sizes = [
         "--batch-sizes",
@@ -234,70 +207,4 @@ fn bench_prints_a_line_for_each_batch_size() {
     let json = run(&[&["bench", "--json"], &sizes[..]].concat());
     let first: Value = serde_json::from_str(text(&json.stdout).lines().next().unwrap()).unwrap();
     assert!(first["decode"].as_f64().unwrap() > 0.0);
-}
-
-#[test]
-fn what_cannot_be_done_is_an_error_that_says_why() {
-    for (args, part) in [
-        (&["serve", "--device", "cuda"][..], "CUDA"),
-        (
-            &["serve", "--port", "0", "--max-model-len", "100000"],
-            "256",
-        ),
-        (
-            &["serve", "--port", "0", "--kv-cache-memory-bytes", "1K"],
-            "--kv-cache-memory-bytes",
-        ),
-        (
-            &["serve", "--port", "0", "--kv-cache-memory-bytes", "900T"],
-            "available",
-        ),
-        (
-            &["serve", "--port", "0", "--swap-space", "900000"],
-            "--swap-space of 900000.00 GiB is more than",
-        ),
-        (
-            &["generate", "--prompt", "a", "--swap-space", "1e-9"],
-            "--swap-space of 1 B is less than one block",
-        ),
-        (
-            &["serve", "--port", "0", "--max-num-seqs", "0"],
-            "--max-num-seqs",
-        ),
-        (
-            &["serve", "--port", "0", "--chat-template", "/no/such/file"],
-            "/no/such/file",
-        ),
-        (&["generate", "--prompt", ""], "prompt"),
-        (
-            &["generate", "--prompt", "a", "--temperature", "9"],
-            "temperature",
-        ),
-        (
-            &["generate", "--prompt", "a", "--temperature", "NaN"],
-            "temperature",
-        ),
-        (&["bench", "--batch-sizes", "0"], "--batch-sizes"),
-        (&["bench", "--output-len", "1"], "--output-len"),
-    ] {
-        let message = failure(&run(args));
-        assert!(
-            message.starts_with("error: ") && message.contains(part),
-            "{args:?}: {message}"
-        );
-        assert!(!message.contains("panicked"), "{args:?}: {message}");
-    }
-    for space in ["-1", "NaN", "inf", "4GiB"] {
-        let output = run(&["generate", "--prompt", "a", "--swap-space", space]);
-        let message = text(&output.stderr);
-        assert!(!output.status.success(), "{space}: {message}");
-        assert!(message.contains("--swap-space"), "{space}: {message}");
-        assert!(message.contains("GiB"), "{space}: {message}");
-    }
-    for model in ["/no/such/model.gguf", "nonsense", "a/b/c"] {
-        let output = pageloom(&["generate", "--prompt", "a", "--model", model])
-            .output()
-            .unwrap();
-        assert!(failure(&output).contains(model));
-    }
 }
