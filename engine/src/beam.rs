@@ -227,7 +227,7 @@ impl Beams {
                 text: path.iter().map(|node| node.text.as_str()).collect(),
                 tokens: path.iter().flat_map(|node| node.tokens.clone()).collect(),
                 finish: Some(found.finish.clone()),
-                score: Some(found.score as f32),
+                score: Some(found.score),
             }
         })
         .collect()

@@ -43,7 +43,7 @@ impl Ranking {
         // Stable, so that of equal ones the first comes first.
         ranked.sort_by(|a, b| {
             let by_failure = has_failed(a).cmp(&has_failed(b));
-            let score = |output: &OutputDelta| output.score.unwrap_or(f32::NEG_INFINITY);
+            let score = |output: &OutputDelta| output.score.unwrap_or(f64::NEG_INFINITY);
             by_failure.then(score(b).total_cmp(&score(a)))
         });
         ranked.truncate(n);
@@ -62,10 +62,10 @@ fn has_failed(output: &OutputDelta) -> bool {
 }
 
 /// `None` without tokens.
-fn mean_logprob(tokens: &[GeneratedToken]) -> Option<f32> {
+fn mean_logprob(tokens: &[GeneratedToken]) -> Option<f64> {
     let logprobs = tokens.iter().filter_map(|token| token.logprobs.as_ref());
     let sum: f64 = logprobs.map(|l| f64::from(l.logprob)).sum();
-    (!tokens.is_empty()).then(|| (sum / tokens.len() as f64) as f32)
+    (!tokens.is_empty()).then(|| sum / tokens.len() as f64)
 }
 
 #[cfg(test)]

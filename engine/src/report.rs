@@ -35,14 +35,14 @@ impl Engine {
             }
         }
         self.seq_events = events;
+        for &id in &searched {
+            self.end_search_if_over(id, now);
+        }
         for fork in forks {
             self.fork_drawn(fork, now);
         }
         for beam in beams {
             self.keep_beam(beam, now);
-        }
-        for &id in &searched {
-            self.end_search_if_over(id, now);
         }
         self.searched = searched;
         self.searched.clear();

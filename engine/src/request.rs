@@ -153,7 +153,7 @@ pub struct OutputDelta {
     pub finish: Option<FinishReason>,
     /// What the sequence was ranked by, on its last delta, if it was: natural logarithms of
     /// probability, per token or as [`BeamSearch::length_penalty`] says. Index 0 has the highest.
-    pub score: Option<f32>,
+    pub score: Option<f64>,
 }
 
 impl OutputDelta {

@@ -7,6 +7,7 @@ use pageloom_engine::{BeamSearch, EarlyStopping, EngineConfig, PreemptionMode, R
 use pageloom_model_runner::SamplingParams;
 use support::{
     Harness, MakeEngine, Transcript, alone, alone_in, engine, greedy, model_engine, prompt,
+    real_engine,
 };
 
 /// One of each kind: greedy, sampled, several sequences, the best of several, beams, with
@@ -77,11 +78,23 @@ const EXECUTORS: [MakeEngine; 2] = [engine, model_engine];
 
 fn check_all(config: &EngineConfig, others: &[Request], min_preemptions: u64) {
     for make in EXECUTORS {
-        check_all_in(make, config, others, min_preemptions);
+        check_all_in(make, &alone_each(make), config, others, min_preemptions);
     }
 }
 
-fn check_all_in(make: MakeEngine, config: &EngineConfig, others: &[Request], min_preemptions: u64) {
+/// What each subject comes to alone.
+fn alone_each(make: MakeEngine) -> Vec<Transcript> {
+    let alone = |subject: &Request| output(&alone_in(make, subject));
+    subjects().iter().map(alone).collect()
+}
+
+fn check_all_in(
+    make: MakeEngine,
+    expected: &[Transcript],
+    config: &EngineConfig,
+    others: &[Request],
+    min_preemptions: u64,
+) {
     let subjects = subjects();
     let mut harness = Harness::new(make(config.clone()));
     let mut ids = Vec::new();
@@ -92,10 +105,10 @@ fn check_all_in(make: MakeEngine, config: &EngineConfig, others: &[Request], min
         ids.push(harness.add(subject));
     }
     harness.run();
-    for (id, subject) in ids.iter().zip(&subjects) {
+    for ((id, subject), expected) in ids.iter().zip(&subjects).zip(expected) {
         let got = &harness.transcripts[id];
         assert!(got.is_finished(subject.n));
-        assert_eq!(output(got), output(&alone_in(make, subject)));
+        assert_eq!(&output(got), expected);
     }
     let stats = harness.engine.stats();
     let preemptions = stats.num_preemptions_by_recompute + stats.num_preemptions_by_swap;
@@ -191,21 +204,18 @@ fn without_a_prefix_cache() {
 #[test]
 fn with_prefix_hits() {
     for make in EXECUTORS {
-        check_hits(make);
+        check_hits(make, &alone_each(make));
     }
 }
 
-fn check_hits(make: MakeEngine) {
+fn check_hits(make: MakeEngine, expected: &[Transcript]) {
     let mut harness = Harness::new(make(EngineConfig::default()));
     let subjects = subjects();
     for _ in 0..2 {
-        for subject in &subjects {
+        for (subject, expected) in subjects.iter().zip(expected) {
             let id = harness.add(subject);
             harness.run();
-            assert_eq!(
-                output(&harness.transcripts[&id]),
-                output(&alone_in(make, subject))
-            );
+            assert_eq!(&output(&harness.transcripts[&id]), expected);
         }
     }
     // Second time: two whole blocks of 37 tokens; nothing where scores are wanted; of 33 tokens
@@ -267,4 +277,32 @@ fn a_salt_keeps_caches_apart_and_changes_no_token() {
     }
     assert_eq!(cached, [0, 0, 0, 32, 32]);
     assert!(tokens.iter().all(|t| *t == tokens[0]));
+}
+
+/// Greedy and sampled, forked, and with beams: alone, among others, in chunks, after prefix hits,
+/// and after being swapped and recomputed by force.
+#[test]
+#[ignore = "needs the real model: set PAGELOOM_REAL_MODEL to SmolLM2-135M-Instruct.Q4_1.gguf"]
+fn on_the_real_model_bit_for_bit() {
+    let expected = alone_each(real_engine);
+    let others = sixteen_others();
+    let check = |config: &EngineConfig, min_preemptions| {
+        check_all_in(real_engine, &expected, config, &others, min_preemptions);
+    };
+    check(&EngineConfig::default(), 0);
+    let chunked = EngineConfig {
+        max_num_seqs: 32,
+        max_num_batched_tokens: 33,
+        ..EngineConfig::default()
+    };
+    check(&chunked, 0);
+    for mode in [PreemptionMode::Swap, PreemptionMode::Recompute] {
+        check(&crowded(16, mode), 5);
+        let without_cache = EngineConfig {
+            enable_prefix_caching: false,
+            ..crowded(16, mode)
+        };
+        check(&without_cache, 5);
+    }
+    check_hits(real_engine, &expected);
 }

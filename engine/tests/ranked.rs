@@ -131,7 +131,7 @@ fn check_against_naive(make: MakeEngine, request: &Request) -> Transcript {
             "{request:?}, sequence {index}"
         );
         let score = got.outcomes[&index].score.expect("ranked");
-        assert!((f64::from(score) - expected.score).abs() < 1e-4);
+        assert!((score - expected.score).abs() < 1e-4);
     }
     got
 }
@@ -219,8 +219,8 @@ fn a_search_reports_log_probabilities_of_the_tokens_it_found() {
             .tokens
             .iter()
             .map(|t| t.logprobs.as_ref().expect("asked for"));
-        let sum: f32 = logprobs.clone().map(|l| l.logprob).sum();
-        let mean = sum / outcome.tokens.len() as f32;
+        let sum: f64 = logprobs.clone().map(|l| f64::from(l.logprob)).sum();
+        let mean = sum / outcome.tokens.len() as f64;
         assert!((mean - outcome.score.unwrap()).abs() < 1e-4);
         assert!(logprobs.clone().all(|l| l.top.len() == 2));
     }
@@ -296,8 +296,8 @@ fn the_best_of_many_are_those_with_the_highest_mean_log_probability() {
         let logprobs = outcome
             .tokens
             .iter()
-            .map(|t| t.logprobs.as_ref().unwrap().logprob);
-        logprobs.sum::<f32>() / outcome.tokens.len() as f32
+            .map(|t| f64::from(t.logprobs.as_ref().unwrap().logprob));
+        logprobs.sum::<f64>() / outcome.tokens.len() as f64
     };
     expected.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
     assert_eq!(ranked.outcomes.len(), 2);

@@ -1,6 +1,7 @@
 //! From flags to an engine that is ready to run.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use crate::bytes::HumanBytes;
 use crate::cli::{CacheOptions, Device, ModelOptions, Preemption};
 use crate::memory_plan::{MemoryPlan, MemoryRequest, check_swap_space};
 use crate::model::{self, ModelSource};
+use crate::shared_prefix;
 
 /// What the commands set that is no shared flag.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +27,8 @@ pub struct EngineOptions {
     pub prefix_caching: bool,
     /// Most sequences that wait.
     pub max_num_queued_reqs: Option<usize>,
+    /// Files with beginnings of prompts to be kept in the cache.
+    pub shared_prefixes: Vec<PathBuf>,
 }
 
 /// An engine with what goes with it.
@@ -56,6 +60,7 @@ pub struct Summary {
     weight_bytes: u64,
     block_size: usize,
     plan: MemoryPlan,
+    num_resident_blocks: usize,
     load_time: Duration,
 }
 
@@ -104,6 +109,13 @@ impl fmt::Display for Summary {
             )?;
         }
         writeln!(f)?;
+        if self.num_resident_blocks > 0 {
+            writeln!(
+                f,
+                "          shared prefixes {} blocks, kept for good",
+                self.num_resident_blocks
+            )?;
+        }
         let shortened = if plan.shortened {
             " (shortened to fit the KV cache)"
         } else {
@@ -148,6 +160,11 @@ pub fn launch(
     let checkpoint = Checkpoint::open(&path)?;
     let tokenizer = Arc::new(Tokenizer::from_checkpoint(&checkpoint)?);
     let template = load_template(model, &checkpoint, &tokenizer)?;
+    if !options.shared_prefixes.is_empty() && !options.prefix_caching {
+        bail!("--shared-prefix: shared prefixes are kept in the prefix cache, which is off");
+    }
+    let shared_prefixes =
+        shared_prefix::read_all(&options.shared_prefixes, &tokenizer, template.as_ref())?;
     let mut load = LoadOptions {
         dtype: model.dtype.weights(),
         ..LoadOptions::default()
@@ -159,6 +176,7 @@ pub fn launch(
     let shape = loaded.config().clone();
     let kv_dtype = cache.kv_cache_dtype.kv(model.dtype);
     let mut config = engine_config(cache, options)?;
+    config.shared_prefixes = shared_prefixes;
     let plan = MemoryRequest {
         available_bytes: available_bytes(),
         bytes_per_block: loaded.kv_bytes_per_block(cache.block_size, kv_dtype)?,
@@ -166,6 +184,7 @@ pub fn launch(
         model_context: shape.max_position_embeddings,
         max_model_len: cache.max_model_len,
         max_num_seqs: config.max_num_seqs,
+        num_resident_blocks: config.num_resident_blocks(),
         kv_cache_bytes: cache.kv_cache_memory_bytes,
         swap_bytes: cache.swap_space,
     }
@@ -185,6 +204,7 @@ pub fn launch(
         weight_bytes: loaded.weight_bytes(),
         block_size: cache.block_size,
         plan,
+        num_resident_blocks: config.num_resident_blocks(),
         load_time: start.elapsed(),
     };
     let runner = CpuRunner::new(
@@ -218,6 +238,7 @@ fn engine_config(cache: &CacheOptions, options: &EngineOptions) -> anyhow::Resul
         max_num_batched_tokens: cache
             .max_num_batched_tokens
             .unwrap_or(default.max_num_batched_tokens.max(max_num_seqs)),
+        long_prefill_token_threshold: cache.long_prefill_token_threshold,
         max_num_queued_requests: options
             .max_num_queued_reqs
             .unwrap_or(default.max_num_queued_requests),

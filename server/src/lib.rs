@@ -13,3 +13,5 @@ pub mod cli;
 pub mod launch;
 pub mod memory_plan;
 pub mod model;
+pub mod shared_prefix;
+pub mod step_log;

@@ -22,6 +22,8 @@ pub struct MemoryRequest {
     pub max_model_len: Option<usize>,
     /// `--max-num-seqs`.
     pub max_num_seqs: usize,
+    /// Blocks that `--shared-prefix` keeps for good.
+    pub num_resident_blocks: usize,
     /// `--kv-cache-memory-bytes`.
     pub kv_cache_bytes: Option<u64>,
     /// `--swap-space`, in bytes.
@@ -107,6 +109,17 @@ pub enum PlanError {
         /// Bytes of a block.
         bytes_per_block: u64,
     },
+    /// The shared prefixes leave nothing of the pool.
+    #[error(
+        "--shared-prefix: {needed} blocks of the KV cache would be kept for good, and there are {got}: \
+         raise --kv-cache-memory-bytes"
+    )]
+    SharedPrefix {
+        /// Blocks of the prefixes.
+        needed: usize,
+        /// Blocks there are.
+        got: u64,
+    },
     /// The pool cannot hold a sequence of the wanted length.
     #[error(
         "{wanted} tokens of context need {needed} bytes of KV cache and {got} bytes are granted: \
@@ -155,6 +168,7 @@ impl MemoryRequest {
                 model_context: self.model_context,
             });
         }
+        let resident = self.num_resident_blocks as u64;
         let blocks_per_request = wanted_len.div_ceil(block_size);
         let num_host_blocks = self.host_blocks()?;
         let available = match self.available_bytes {
@@ -170,12 +184,20 @@ impl MemoryRequest {
             None => {
                 let most = blocks_per_request
                     .saturating_mul(max_num_seqs)
+                    .saturating_add(resident)
                     .saturating_mul(per_block);
                 most.min((available as f64 * DEFAULT_SHARE) as u64)
             }
         };
         let num_blocks = (budget / per_block).min(most_blocks(block_size));
-        let fits = num_blocks * block_size;
+        if resident > 0 && resident >= num_blocks {
+            return Err(PlanError::SharedPrefix {
+                needed: self.num_resident_blocks,
+                got: num_blocks,
+            });
+        }
+        let num_shared_out = num_blocks - resident;
+        let fits = num_shared_out * block_size;
         let shortened = fits < wanted_len;
         if shortened && (self.max_model_len.is_some() || fits == 0) {
             return Err(PlanError::TooSmall {
@@ -191,7 +213,7 @@ impl MemoryRequest {
             num_host_blocks: num_host_blocks as usize,
             swap_bytes: num_host_blocks * per_block,
             max_model_len: max_model_len as usize,
-            max_full_requests: (num_blocks / max_model_len.div_ceil(block_size)) as usize,
+            max_full_requests: (num_shared_out / max_model_len.div_ceil(block_size)) as usize,
             shortened,
         })
     }
@@ -256,6 +278,7 @@ mod tests {
             available_bytes: Some(8 << 30),
             bytes_per_block: 1 << 20,
             block_size: 16,
+            num_resident_blocks: 0,
             model_context: 1000,
             max_model_len: None,
             max_num_seqs: 4,
@@ -326,6 +349,35 @@ mod tests {
             ..request()
         };
         assert!(matches!(zero.plan(), Err(PlanError::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn shared_prefixes_take_their_blocks_from_the_contexts() {
+        let plain = request().plan().unwrap();
+        let shared = MemoryRequest {
+            num_resident_blocks: 10,
+            ..request()
+        };
+        let plan = shared.plan().unwrap();
+        assert_eq!(plan.num_blocks, plain.num_blocks + 10);
+        assert_eq!(plan.max_full_requests, plain.max_full_requests);
+        let small = MemoryRequest {
+            kv_cache_bytes: Some(40 << 20),
+            ..shared
+        };
+        let plan = small.plan().unwrap();
+        assert_eq!((plan.num_blocks, plan.max_model_len), (40, 30 * 16));
+        let full = MemoryRequest {
+            num_resident_blocks: 40,
+            ..small
+        };
+        assert_eq!(
+            full.plan(),
+            Err(PlanError::SharedPrefix {
+                needed: 40,
+                got: 40
+            })
+        );
     }
 
     #[test]

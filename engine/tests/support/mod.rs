@@ -40,16 +40,20 @@ pub(crate) type MakeEngine = fn(EngineConfig) -> Engine;
 
 /// The test model on two threads, with the caches that `config` says.
 pub(crate) fn runner(config: &EngineConfig) -> CpuRunner {
+    runner_of(&checkpoint(), config, KvDtype::F32)
+}
+
+fn runner_of(checkpoint: &Checkpoint, config: &EngineConfig, kv_dtype: KvDtype) -> CpuRunner {
     let options = LoadOptions {
-        dtype: WeightDtype::F32,
+        dtype: WeightDtype::Auto,
         num_threads: 2,
     };
-    let model = Model::load(&checkpoint(), options).expect("it loads");
+    let model = Model::load(checkpoint, options).expect("it loads");
     let cache = RunnerConfig {
         block_size: config.block_size,
         num_blocks: config.num_blocks,
         num_host_blocks: config.num_host_blocks,
-        kv_dtype: KvDtype::F32,
+        kv_dtype,
     };
     CpuRunner::new(model, cache).expect("a cache")
 }
@@ -58,6 +62,20 @@ pub(crate) fn runner(config: &EngineConfig) -> CpuRunner {
 pub(crate) fn model_engine(config: EngineConfig) -> Engine {
     let executor = Box::new(ModelExecutor::new(runner(&config)));
     Engine::new(config, executor, tokenizer()).expect("valid")
+}
+
+/// Over the real model, as it is served by default.
+pub(crate) fn real_engine(config: EngineConfig) -> Engine {
+    real_engine_with(config, KvDtype::Bf16)
+}
+
+pub(crate) fn real_engine_with(config: EngineConfig, kv_dtype: KvDtype) -> Engine {
+    let path = std::env::var("PAGELOOM_REAL_MODEL").expect("PAGELOOM_REAL_MODEL names the model");
+    let checkpoint = Checkpoint::open(Path::new(&path)).expect("the real model");
+    let tokenizer = Tokenizer::from_checkpoint(&checkpoint).expect("its tokenizer");
+    let runner = runner_of(&checkpoint, &config, kv_dtype);
+    let executor = Box::new(ModelExecutor::new(runner));
+    Engine::new(config, executor, Arc::new(tokenizer)).expect("valid")
 }
 
 pub(crate) fn sim(config: &EngineConfig) -> SimConfig {
@@ -103,7 +121,7 @@ pub(crate) struct Outcome {
     pub(crate) tokens: Vec<GeneratedToken>,
     pub(crate) text: String,
     pub(crate) finish: Option<FinishReason>,
-    pub(crate) score: Option<f32>,
+    pub(crate) score: Option<f64>,
 }
 
 /// All that became of a request.

@@ -167,7 +167,7 @@ struct Choice {
     ending: Ending,
     /// What it was ranked by.
     #[serde(skip_serializing_if = "Option::is_none")]
-    score: Option<f32>,
+    score: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Vec<PromptLogprobs>>,
     #[serde(skip_serializing_if = "Option::is_none")]

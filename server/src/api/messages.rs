@@ -46,6 +46,17 @@ pub(crate) fn take_messages(object: &mut Object<'_>) -> Result<Vec<ChatMessage>,
         .collect()
 }
 
+/// Reads `{"messages": [...]}`, what a conversation is made of and nothing else.
+///
+/// # Errors
+/// As for a request that has it.
+pub fn read_conversation(text: &[u8]) -> Result<Vec<ChatMessage>, ApiError> {
+    let mut object = Object::parse(text)?;
+    let messages = take_messages(&mut object)?;
+    object.finish()?;
+    Ok(messages)
+}
+
 fn read_message(text: &str, path: &str) -> Result<ChatMessage, ApiError> {
     let mut message = Object::parse_text(text, path)?;
     let role: String = message.take("role")?.ok_or_else(|| {

@@ -90,6 +90,21 @@ impl Snapshot {
                 "Share of the KV blocks that sequences use, 0 to 1",
                 used,
             ),
+            (
+                "pageloom:physical_blocks",
+                "KV blocks that sequences use",
+                stats.num_referenced_blocks as f64,
+            ),
+            (
+                "pageloom:logical_blocks",
+                "The same, each counted for every sequence that shares it",
+                stats.num_logical_blocks as f64,
+            ),
+            (
+                "pageloom:resident_blocks",
+                "KV blocks that shared prefixes keep for good",
+                stats.num_resident_blocks as f64,
+            ),
         ] {
             let gauge = ConstGauge::new(value);
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
@@ -135,6 +150,21 @@ impl Snapshot {
                 "pageloom:recomputed_tokens",
                 "Tokens computed again after a preemption",
                 stats.num_recomputed_tokens,
+            ),
+            (
+                "pageloom:swapped_out_tokens",
+                "Tokens of preempted requests copied to the host, in whole blocks",
+                stats.num_swapped_out_blocks * stats.block_size as u64,
+            ),
+            (
+                "pageloom:swapped_in_tokens",
+                "Tokens of preempted requests copied back, in whole blocks",
+                stats.num_swapped_in_blocks * stats.block_size as u64,
+            ),
+            (
+                "pageloom:copied_blocks",
+                "KV blocks copied because a shared one was to be written",
+                stats.num_copied_blocks,
             ),
             (
                 "vllm:prompt_tokens",

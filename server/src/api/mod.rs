@@ -33,7 +33,7 @@ pub use auth::ApiKeys;
 pub use completions::MAX_CHOICES;
 pub use error::ApiError;
 pub use fields::{MAX_BIASED_TOKENS, MAX_LABEL_BYTES, MAX_STOP_BYTES, MAX_STOP_STRINGS};
-pub use messages::MAX_MESSAGES;
+pub use messages::{MAX_MESSAGES, read_conversation};
 pub use metrics::CacheInfo;
 pub use params::Limits;
 pub use prompt::MAX_PROMPTS;

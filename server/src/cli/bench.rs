@@ -80,6 +80,7 @@ pub(super) fn run(args: BenchArgs) -> anyhow::Result<()> {
     let options = EngineOptions {
         prefix_caching: false,
         max_num_queued_reqs: Some(largest),
+        ..EngineOptions::default()
     };
     let mut launched = launch(&args.model, &cache, &options)?;
     eprintln!("{}", launched.summary);

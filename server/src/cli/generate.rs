@@ -183,7 +183,7 @@ struct Choice {
     stop_reason: Option<serde_json::Value>,
     /// What it was ranked by.
     #[serde(skip_serializing_if = "Option::is_none")]
-    score: Option<f32>,
+    score: Option<f64>,
 }
 
 impl Choice {

@@ -77,6 +77,10 @@ pub struct CacheOptions {
     /// Most tokens computed in a step [default: 2048, or --max-num-seqs if that is more]
     #[arg(long)]
     pub max_num_batched_tokens: Option<usize>,
+    /// Most tokens of one prompt computed in a step, so that running streams keep their rhythm; 0
+    /// sets no limit but the step's
+    #[arg(long, default_value_t = 0, value_name = "TOKENS")]
+    pub long_prefill_token_threshold: usize,
 }
 
 impl CacheOptions {

@@ -1,7 +1,9 @@
 //! `pageloom serve`.
 
+use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use super::{CacheOptions, ModelOptions};
 use crate::api::{self, ApiKeys, AppState, Limits, Seeds, now_unix};
 use crate::bytes::parse_bytes;
 use crate::launch::{EngineOptions, Launched, launch};
+use crate::step_log::StepLog;
 
 /// Time for the last answers to reach their clients once the engine has stopped.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -64,6 +67,13 @@ struct ServerOptions {
     /// Compute every prompt from its start
     #[arg(long)]
     no_enable_prefix_caching: bool,
+    /// Beginning of prompts that is computed first of all and kept in the KV cache: text, or in a
+    /// .json file {"messages": [...]} as chats begin; several are allowed
+    #[arg(long, value_name = "FILE")]
+    shared_prefix: Vec<PathBuf>,
+    /// File that gets a line of JSON for each step of the engine
+    #[arg(long, value_name = "FILE")]
+    step_log: Option<PathBuf>,
     /// Seconds that running requests have to finish after SIGTERM or SIGINT
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     shutdown_timeout: u32,
@@ -81,9 +91,11 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     check(server)?;
     // Before the model is loaded: a port in use shows at once.
     let listener = bind(server)?;
+    let step_log = server.step_log.as_deref().map(make_file).transpose()?;
     let options = EngineOptions {
         prefix_caching: !server.no_enable_prefix_caching,
         max_num_queued_reqs: server.max_num_queued_reqs,
+        shared_prefixes: server.shared_prefix.clone(),
     };
     let launched = launch(&args.model, &args.cache, &options)?;
     say(&format!(
@@ -97,7 +109,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         .build()
         .context("cannot start the server's threads")?;
     let timeout = Duration::from_secs(server.shutdown_timeout.into());
-    let app = state(server, launched, options.prefix_caching)?;
+    let app = state(server, launched, step_log, options.prefix_caching)?;
     let outcome = runtime.block_on(serve(listener, app, timeout));
     // A tokeniser at work on a large prompt must not hold up the exit.
     runtime.shutdown_background();
@@ -113,6 +125,10 @@ fn check(server: &ServerOptions) -> anyhow::Result<()> {
         bail!("--served-model-name {name:?}: a name must be printable text");
     }
     Ok(())
+}
+
+fn make_file(path: &Path) -> anyhow::Result<File> {
+    File::create(path).with_context(|| format!("--step-log {}: cannot make it", path.display()))
 }
 
 fn bind(server: &ServerOptions) -> anyhow::Result<TcpListener> {
@@ -135,11 +151,19 @@ fn bind(server: &ServerOptions) -> anyhow::Result<TcpListener> {
 fn state(
     server: &ServerOptions,
     launched: Launched,
+    step_log: Option<File>,
     prefix_caching: bool,
 ) -> anyhow::Result<Arc<AppState>> {
     let names = match server.served_model_name.as_slice() {
         [] => vec![launched.name],
         names => names.to_vec(),
+    };
+    let engine = match step_log {
+        None => AsyncEngine::spawn(launched.engine),
+        Some(file) => {
+            let mut log = StepLog::new(file, launched.engine.stats());
+            AsyncEngine::spawn_observed(launched.engine, move |stats| log.note(stats))
+        }
     };
     Ok(Arc::new(AppState {
         limits: Limits {
@@ -148,7 +172,7 @@ fn state(
             max_num_seqs: launched.config.max_num_seqs,
         },
         cache_info: launched.summary.cache_info(prefix_caching),
-        engine: AsyncEngine::spawn(launched.engine),
+        engine,
         tokenizer: launched.tokenizer,
         template: launched.template.map(Arc::new),
         names,

@@ -34,6 +34,29 @@ fn what_cannot_be_done_is_an_error_that_says_why() {
             &["serve", "--port", "0", "--chat-template", "/no/such/file"],
             "/no/such/file",
         ),
+        (
+            &["serve", "--port", "0", "--shared-prefix", "/no/such/file"],
+            "--shared-prefix /no/such/file: cannot open it",
+        ),
+        (
+            &["serve", "--port", "0", "--shared-prefix", "/dev/null"],
+            "--shared-prefix /dev/null: it is empty",
+        ),
+        (
+            &[
+                "serve",
+                "--port",
+                "0",
+                "--no-enable-prefix-caching",
+                "--shared-prefix",
+                "/dev/null",
+            ],
+            "--shared-prefix: shared prefixes are kept in the prefix cache",
+        ),
+        (
+            &["serve", "--port", "0", "--step-log", "/no/such/folder/log"],
+            "--step-log /no/such/folder/log",
+        ),
         (&["generate", "--prompt", ""], "prompt"),
         (
             &["generate", "--prompt", "a", "--temperature", "9"],

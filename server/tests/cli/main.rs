@@ -3,6 +3,7 @@
 
 mod errors;
 mod generate;
+mod shared_prefix;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
