@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pageloom_model_runner::RowOutput;
 use pageloom_scheduler::{SeqId, SeqResult};
 
 use crate::{
@@ -39,64 +40,61 @@ impl Search {
 }
 
 impl Engine {
-    /// Has a search choose among what its beams could continue with. A beam goes on with the first
-    /// of its continuations that do, and is forked for the others once the scheduler knows.
-    ///
-    /// If a beam failed, all fail.
+    /// Has a search choose among what its beams could continue with, and tells the scheduler with
+    /// what each goes on. If a beam failed, all fail.
     pub(crate) fn advance_search(&mut self, id: RequestId) {
-        let Some(request) = self.requests.get_mut(&id) else {
+        let Some(request) = self.requests.get(&id) else {
             return;
         };
-        let Answer::Searched(search) = &mut request.answer else {
-            return;
-        };
-        let (alive, states) = (&request.alive, &mut self.states);
-        let state_of = |seq: &SeqId| seq.index();
-        let rows = alive.iter().map(|seq| {
-            let state = states[state_of(seq)].as_mut();
+        let beams = request.alive.clone();
+        let rows = beams.iter().map(|&beam| {
+            let state = self.states[beam.index()].as_mut();
             state.expect("a beam is alive").drawn.take()
         });
-        let mut next_token = vec![None; alive.len()];
-        match rows.collect::<Option<Vec<_>>>() {
-            Some(rows) => {
-                for (token, row) in next_token.iter_mut().zip(&rows) {
-                    *token = Some(row.token);
-                }
-                let survivors = search.beams.advance(rows, |beam, token| {
-                    let state = states[state_of(&alive[beam])].as_ref();
-                    let mut state = state.expect("a beam is alive").to_beam();
-                    let delta = state.take_token(&self.tokenizer, token);
-                    (state, delta)
-                });
-                search.next = match survivors {
-                    None => Next::Over,
-                    Some(survivors) => {
-                        // From behind, so that the first of a beam's is what stays.
-                        for survivor in survivors.iter().rev() {
-                            next_token[survivor.parent] = Some(survivor.token);
-                        }
-                        Next::GoOn(survivors)
-                    }
-                };
-            }
-            None => {
-                let failed = alive.iter().find_map(|seq| {
-                    let state = states[state_of(seq)].as_ref();
-                    state.and_then(|state| state.failure.clone())
-                });
-                let failure = failed.unwrap_or_else(|| "a beam was not computed".to_owned());
-                for seq in alive {
-                    let state = states[state_of(seq)].as_mut();
-                    state.expect("a beam is alive").failure = Some(failure.clone());
-                }
-            }
-        }
+        let results = match rows.collect::<Option<Vec<_>>>() {
+            Some(rows) => self.choose_survivors(id, rows),
+            None => self.fail_beams(&beams),
+        };
         let plan = self.scheduler.plan().expect("a step is in flight");
         for (planned, result) in plan.seqs.iter().zip(&mut self.results) {
-            if let Some(beam) = alive.iter().position(|&seq| seq == planned.id) {
-                *result = next_token[beam].map_or(SeqResult::Failed, SeqResult::Token);
+            if let Some(beam) = beams.iter().position(|&seq| seq == planned.id) {
+                *result = results[beam];
             }
         }
+    }
+
+    /// A beam goes on with the first of its continuations that do, and is forked for the others
+    /// once the scheduler knows. Which token one has that does not go on does not matter.
+    fn choose_survivors(&mut self, id: RequestId, rows: Vec<RowOutput>) -> Vec<SeqResult> {
+        let mut next: Vec<_> = rows.iter().map(|row| SeqResult::Token(row.token)).collect();
+        let request = self.requests.get_mut(&id).expect("a request is known");
+        let Answer::Searched(search) = &mut request.answer else {
+            return next;
+        };
+        let (alive, states) = (&request.alive, &self.states);
+        let survivors = search.beams.advance(rows, |beam, token| {
+            let state = states[alive[beam].index()].as_ref();
+            let mut state = state.expect("a beam is alive").to_beam();
+            let delta = state.take_token(&self.tokenizer, token);
+            (state, delta)
+        });
+        // From behind, so that the first of a beam's is what stays.
+        for survivor in survivors.iter().flatten().rev() {
+            next[survivor.parent] = SeqResult::Token(survivor.token);
+        }
+        search.next = survivors.map_or(Next::Over, Next::GoOn);
+        next
+    }
+
+    fn fail_beams(&mut self, beams: &[SeqId]) -> Vec<SeqResult> {
+        let failure_of = |beam: &SeqId| self.states[beam.index()].as_ref()?.failure.clone();
+        let failure = beams.iter().find_map(failure_of);
+        let failure = failure.unwrap_or_else(|| "a beam was not computed".to_owned());
+        for &beam in beams {
+            let state = self.state(beam).expect("a beam is alive");
+            state.failure = Some(failure.clone());
+        }
+        vec![SeqResult::Failed; beams.len()]
     }
 
     /// Forks what survives, then lets go of the beams that nothing survives of: in this order, so
