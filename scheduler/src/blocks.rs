@@ -94,25 +94,25 @@ impl Scheduler {
         true
     }
 
-    /// Gives tables to the members of running groups that were preempted and have none yet: each
-    /// shares what it has in common with one before it, as soon as that is computed again.
-    pub(crate) fn give_tables(&mut self) {
-        let mut at = 0;
-        while at < self.running.len() {
+    /// Gives tables to the members of the running group at this place, if it was preempted and
+    /// they have none yet: each shares what it has in common with one before it, as soon as that
+    /// is computed again. False if the group itself was preempted for want of blocks, which is
+    /// then the last.
+    pub(crate) fn give_tables(&mut self, first: usize) -> bool {
+        let group = self.group_of(self.running[first]);
+        let (order, num_members) = (group.order, group.members.len());
+        for at in first..first + num_members {
             let slot = self.running[at];
-            if self.sequences[slot as usize].table.is_none() {
-                match self.share_table(slot) {
-                    Shared::Yes | Shared::NotYet => {}
-                    Shared::NoRoom => {
-                        let order = self.group_of(slot).order;
-                        if self.preempt_last() != order {
-                            continue;
-                        }
-                    }
+            if self.sequences[slot as usize].table.is_some() {
+                continue;
+            }
+            while self.share_table(slot) == Shared::NoRoom {
+                if self.preempt_last() == order {
+                    return false;
                 }
             }
-            at += 1;
         }
+        true
     }
 
     /// Gives a member of a running group a table with what it has in common with those before

@@ -34,7 +34,6 @@ impl Scheduler {
         self.plan.seqs.clear();
         self.plan.num_tokens = 0;
         let mut budget = self.config.max_num_batched_tokens;
-        self.admit_urgent();
         let preempted_before = self.num_preemptions();
         self.plan_running(&mut budget);
         // Whoever was preempted a moment ago must not be let in again by the same step.
@@ -58,9 +57,6 @@ impl Scheduler {
 
     /// Plans what runs.
     fn plan_running(&mut self, budget: &mut Budget) {
-        if self.num_tableless > 0 {
-            self.give_tables();
-        }
         let num_prefills = self.plan_decodes(budget);
         if num_prefills > 0 {
             self.plan_prefills(0..self.running.len(), budget);
@@ -69,10 +65,20 @@ impl Scheduler {
 
     /// Plans every running sequence that lacks one token, group by group, preempting from the
     /// other end when the pool is empty. Returns how many running sequences lack more.
+    ///
+    /// A group gets all its blocks before anything is done for one that comes after it. What is
+    /// copied for a group keeps blocks busy until the step is done, even if that group is
+    /// preempted again: those before it could not have them, and the first of all might find the
+    /// pool too small.
     fn plan_decodes(&mut self, budget: &mut Budget) -> usize {
         let mut num_prefills = 0;
         let mut at = 0;
         while at < self.running.len() {
+            self.admit_urgent(at);
+            let gone = at == self.running.len();
+            if gone || (self.num_tableless > 0 && !self.give_tables(at)) {
+                break;
+            }
             let group = self.group_of(self.running[at]);
             let (order, lockstep) = (group.order, group.lockstep);
             let end = at + group.members.len();
@@ -177,24 +183,23 @@ impl Scheduler {
         }
     }
 
-    /// With priorities: lets the head of the queue in at the cost of less urgent groups that
-    /// run, if it does not fit beside them.
-    fn admit_urgent(&mut self) {
+    /// With priorities: lets the head of the queue in before the running group at this place, at
+    /// the cost of less urgent groups from there on, if it does not fit beside them.
+    fn admit_urgent(&mut self, at: usize) {
         if self.config.policy == SchedulingPolicy::Fcfs {
             return;
         }
-        while let Some(head) = self.waiting.front() {
-            let Some(&last) = self.running.last() else {
-                return;
-            };
+        while let (Some(head), Some(&next)) = (self.waiting.front(), self.running.get(at)) {
+            let last = *self.running.last().expect("one runs");
             let (head_group, last_group) = (&self.groups[head as usize], self.group_of(last));
-            let yields =
-                head_group.priority < last_group.priority && head_group.order < last_group.order;
-            if !yields {
+            let yields = head_group.priority < last_group.priority
+                && head_group.order < self.group_of(next).order;
+            if !yields || self.admit_group(head) {
                 return;
             }
-            if !self.admit_group(head) {
-                self.preempt_last();
+            self.preempt_last();
+            if self.running.len() == at {
+                self.admit_group(head);
             }
         }
     }
