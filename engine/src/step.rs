@@ -226,6 +226,8 @@ fn take_rows(
         result = SeqResult::Failed;
         if let Some(state) = state {
             state.failure = failure;
+            // A search asks for this, and must not go on with it.
+            state.drawn = None;
         }
     }
     result
