@@ -271,8 +271,15 @@ impl Scheduler {
         let shares_tails = members.len() > 1;
         let still_needed = |&slot: &u32| {
             let sequence = &self.sequences[slot as usize];
-            let held = sequence.num_computed.div_ceil(block_size);
-            let copies_tail = shares_tails && !sequence.num_computed.is_multiple_of(block_size);
+            // One without a table is to share the prompt at least: counted as by the door, or else
+            // what it let in might not fit.
+            let (held, copies_tail) = match sequence.table {
+                Some(_) => (
+                    sequence.num_computed.div_ceil(block_size),
+                    shares_tails && !sequence.num_computed.is_multiple_of(block_size),
+                ),
+                None => (sequence.num_prompt / block_size, true),
+            };
             sequence.tokens.len().div_ceil(block_size) - held + usize::from(copies_tail)
         };
         let num_needed: usize = members.iter().map(still_needed).sum();
