@@ -206,8 +206,10 @@ impl Engine {
             self.stats.observe_end(&state.times, reason, now);
         }
         self.emit(state.request, delta);
+        // One that failed before it was forked has the id of the first, which may go on.
+        let goes_on = self.scheduler.tokens(state.id).is_some();
         let request = self.requests.get_mut(&state.request).expect("known");
-        request.alive.retain(|&seq| seq != state.id);
+        request.alive.retain(|&seq| seq != state.id || goes_on);
         request.num_open -= 1;
         if request.num_open == 0 {
             self.requests.remove(&state.request);
