@@ -231,6 +231,12 @@ impl Engine {
         stats
     }
 
+    /// The scheduler, to look at.
+    #[must_use]
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &EngineConfig {

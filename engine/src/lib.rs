@@ -73,6 +73,8 @@ pub use limits::{
     MAX_BEAM_STOP_TOKENS, MAX_LENGTH_PENALTY, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_TOKEN_LIST,
 };
 pub use model_executor::ModelExecutor;
+/// The scheduler, whose types are part of this crate's interface.
+pub use pageloom_scheduler as scheduler;
 /// Part of [`EngineConfig`].
 pub use pageloom_scheduler::{PreemptionMode, SchedulingPolicy};
 pub use request::{

@@ -62,12 +62,28 @@ impl Default for SimConfig {
 pub enum SimFault {
     /// `submit` returns an error and nothing is done.
     Submit,
+    /// The same, at the first step from this one on that has transfers.
+    SubmitTransfers,
     /// `wait` returns an error after the transfers, with some of the step written.
     Wait,
     /// `wait` panics after the transfers, with some of the step written.
     Panic,
     /// This output row fails, all others are fine.
     Row(usize),
+}
+
+impl SimFault {
+    fn is_of_submit(self) -> bool {
+        matches!(self, SimFault::Submit | SimFault::SubmitTransfers)
+    }
+
+    /// Whether a fault that is to come at step `at` comes with this one.
+    fn strikes(self, at: u64, batch: &Batch) -> bool {
+        match self {
+            SimFault::SubmitTransfers => at <= batch.step && batch.has_transfers(),
+            _ => at == batch.step,
+        }
+    }
 }
 
 /// The virtual time of a simulator, readable from anywhere.
@@ -127,10 +143,13 @@ impl SimExecutor {
         self.clock.clone()
     }
 
-    /// The first fault of a step that is one of `kind`; it will not strike again.
-    fn strike(&mut self, step: u64, kind: impl Fn(SimFault) -> bool) -> Option<SimFault> {
+    /// The first fault of a step in its submission or in its wait; it will not strike again.
+    fn strike(&mut self, batch: &Batch, of_submit: bool) -> Option<SimFault> {
         let faults = &mut self.config.faults;
-        let place = faults.iter().position(|&(at, f)| at == step && kind(f))?;
+        let strikes = |&(at, fault): &(u64, SimFault)| {
+            fault.is_of_submit() == of_submit && fault.strikes(at, batch)
+        };
+        let place = faults.iter().position(strikes)?;
         Some(faults.remove(place).1)
     }
 
@@ -309,12 +328,8 @@ impl Executor for SimExecutor {
     }
 
     fn submit(&mut self, batch: Batch) -> Result<(), ExecutorError> {
-        let step = batch.step;
-        if self
-            .strike(step, |fault| fault == SimFault::Submit)
-            .is_some()
-        {
-            return Err(injected(step));
+        if self.strike(&batch, true).is_some() {
+            return Err(injected(batch.step));
         }
         self.submitted = Some(batch);
         Ok(())
@@ -324,7 +339,7 @@ impl Executor for SimExecutor {
         let batch = self.submitted.take().expect("a step was submitted");
         let transfer_time = self.pass_time(&batch);
         self.transfer(&batch);
-        let fault = self.strike(batch.step, |fault| fault != SimFault::Submit);
+        let fault = self.strike(&batch, false);
         if matches!(fault, Some(SimFault::Wait | SimFault::Panic)) {
             for &slot in batch.slots.iter().step_by(2) {
                 self.slots[slot as usize] = (0, 0);

@@ -1,6 +1,8 @@
-//! Project tasks: `cargo xtask ci`, `cargo xtask bench block-size`, `cargo xtask bench prefix-cache`.
+//! Project tasks: `cargo xtask ci`, `cargo xtask sim`, `cargo xtask bench block-size`,
+//! `cargo xtask bench prefix-cache`.
 
 mod bench;
+mod sim;
 mod simulated;
 
 use std::path::Path;
@@ -24,6 +26,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Simulates the engine: random scenarios, each request compared with itself alone
+    Sim(sim::Args),
     /// Experiments
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -32,6 +36,7 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Ci { args } => ci(&args),
+        Task::Sim(args) => sim::run(&args),
         Task::Bench(bench) => bench.run(),
     }
 }
