@@ -73,6 +73,19 @@ impl Copy {
         let target =
             env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
         let root = env::current_dir()?.join(target).join("sim-controls");
+        let copy = Copy { root };
+        // But for what was built: a file that has moved must not be there twice.
+        for entry in fs::read_dir(&copy.root).into_iter().flatten() {
+            let path = entry?.path();
+            if path == copy.target() {
+                continue;
+            }
+            match path.is_dir() {
+                true => fs::remove_dir_all(&path),
+                false => fs::remove_file(&path),
+            }
+            .with_context(|| format!("cannot remove {}", path.display()))?;
+        }
         let listed = Command::new("git")
             .args([
                 "ls-files",
@@ -86,19 +99,15 @@ impl Copy {
             .context("git ls-files")?;
         ensure!(listed.status.success(), "git ls-files: {}", listed.status);
         for name in String::from_utf8(listed.stdout)?.split_terminator('\0') {
-            let (from, to) = (workspace.join(name), root.join(name));
+            let (from, to) = (workspace.join(name), copy.root.join(name));
             // Deleted, and not yet from the index.
-            let Ok(contents) = fs::read(&from) else {
-                continue;
-            };
-            // What has not changed keeps its time, or all would be built again.
-            if fs::read(&to).is_ok_and(|old| old == contents) {
+            if !from.is_file() {
                 continue;
             }
             fs::create_dir_all(to.parent().context("a file is in a folder")?)?;
-            fs::write(&to, contents).with_context(|| format!("cannot write {}", to.display()))?;
+            fs::copy(&from, &to).with_context(|| format!("cannot write {}", to.display()))?;
         }
-        Ok(Copy { root })
+        Ok(copy)
     }
 
     /// Does something while a bug is planted.
