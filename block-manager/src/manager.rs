@@ -231,10 +231,7 @@ impl BlockManager {
             table.forget_reserved();
         }
         blocks.extend_from_slice(table.committed_blocks(self.size));
-        let pool = &mut self.store.memory_mut(table.tier).pool;
-        for &block in &blocks {
-            pool.acquire(block);
-        }
+        self.store.memory_mut(table.tier).pool.share(&blocks);
         let child = table.sharing(blocks);
         self.tables.insert(child)
     }
@@ -310,10 +307,7 @@ impl BlockManager {
     pub fn release(&mut self, t: TableId) {
         let table = self.tables.remove(t);
         let pool = &mut self.store.memory_mut(table.tier).pool;
-        // Tails first: a later prefix hit needs the head, not the tail.
-        for &block in table.blocks.iter().rev() {
-            pool.drop_ref(block);
-        }
+        pool.drop_refs(&table.blocks);
         self.tables.give_list(table.blocks);
     }
 

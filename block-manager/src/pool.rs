@@ -115,6 +115,17 @@ impl Pool {
         }
     }
 
+    /// One more table holds each of `blocks`, which some table holds already.
+    #[inline]
+    pub(crate) fn share(&mut self, blocks: &[BlockId]) {
+        for &block in blocks {
+            let entry = self.get_mut(block);
+            debug_assert!(entry.refs > 0);
+            entry.refs += 1;
+        }
+        self.num_references += blocks.len();
+    }
+
     /// A table holds `block` that none held. Apart, so that sharing is a few instructions.
     #[inline(never)]
     fn take_back(&mut self, block: BlockId) {
@@ -128,6 +139,22 @@ impl Pool {
     /// One table fewer holds `block`.
     #[inline]
     pub(crate) fn drop_ref(&mut self, block: BlockId) {
+        self.drop_uncounted(block);
+        self.num_references -= 1;
+    }
+
+    /// One table fewer holds each of `blocks`. The last is released first: a later prefix hit needs
+    /// the head, not the tail.
+    #[inline]
+    pub(crate) fn drop_refs(&mut self, blocks: &[BlockId]) {
+        for &block in blocks.iter().rev() {
+            self.drop_uncounted(block);
+        }
+        self.num_references -= blocks.len();
+    }
+
+    #[inline]
+    fn drop_uncounted(&mut self, block: BlockId) {
         let entry = self.get_mut(block);
         assert!(
             entry.refs > 0,
@@ -137,7 +164,6 @@ impl Pool {
         if entry.refs == 0 {
             self.let_go(block);
         }
-        self.num_references -= 1;
     }
 
     /// No table holds `block` any more. Apart for the same reason.
