@@ -19,7 +19,16 @@ pub struct DrawContext<'a> {
     pub history: &'a [TokenId],
 }
 
-impl DrawContext<'_> {
+impl<'a> DrawContext<'a> {
+    /// Of the token that follows the one at `row_position`.
+    fn after(row_position: u32, num_prompt_tokens: u32, history: &'a [TokenId]) -> Self {
+        DrawContext {
+            position: row_position + 1,
+            num_prompt_tokens,
+            history,
+        }
+    }
+
     /// Tokens generated before this one.
     pub fn num_generated(&self) -> usize {
         self.position.saturating_sub(self.num_prompt_tokens) as usize
@@ -71,11 +80,7 @@ impl Sampler {
                 num_prompt_tokens,
                 history,
             } => {
-                let ctx = DrawContext {
-                    position: row_position + 1,
-                    num_prompt_tokens: *num_prompt_tokens,
-                    history,
-                };
+                let ctx = DrawContext::after(row_position, *num_prompt_tokens, history);
                 self.sample(logits, params, &ctx)
             }
             Want::Expand {
@@ -84,11 +89,7 @@ impl Sampler {
                 num_prompt_tokens,
                 history,
             } => {
-                let ctx = DrawContext {
-                    position: row_position + 1,
-                    num_prompt_tokens: *num_prompt_tokens,
-                    history,
-                };
+                let ctx = DrawContext::after(row_position, *num_prompt_tokens, history);
                 self.expand(logits, params, *num_candidates, &ctx)
             }
             Want::Score { token, top } => Ok(RowOutput {
