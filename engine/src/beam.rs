@@ -136,7 +136,8 @@ impl Beams {
             };
             match delta.finish {
                 Some(finish) if place < self.width => {
-                    let (node, score) = (self.plant(node), self.penalised(score));
+                    let score = self.penalised(score, self.num_generated);
+                    let node = self.plant(node);
                     self.found.push(Found {
                         node,
                         score,
@@ -187,11 +188,8 @@ impl Beams {
         self.tree.len() - 1
     }
 
-    fn penalised(&self, score: f64) -> f64 {
-        self.penalised_at(score, self.num_generated)
-    }
-
-    fn penalised_at(&self, score: f64, num_tokens: usize) -> f64 {
+    /// The score of a sequence of so many tokens.
+    fn penalised(&self, score: f64, num_tokens: usize) -> f64 {
         score / (num_tokens as f64).powf(f64::from(self.rules.length_penalty))
     }
 
@@ -208,7 +206,7 @@ impl Beams {
             EarlyStopping::Heuristic | EarlyStopping::Never => self.num_generated,
         };
         let worst = self.found.last().expect("as many as the search is wide");
-        self.penalised_at(best.score, length) <= worst.score
+        self.penalised(best.score, length) <= worst.score
     }
 
     /// The `n` best sequences found, the best first; fewer if there are no more.

@@ -14,7 +14,7 @@ use crate::{
     EngineConfig, EngineError, EngineStats, Executor, FinishReason, Request, RequestError,
     RequestEvent, RequestId,
     beam::Beams,
-    limits::Limits,
+    limits::{Limits, num_queued_tokens},
     ranking::Ranking,
     search::Search,
     sequence::{SequenceState, Shared},
@@ -147,8 +147,7 @@ impl Engine {
     pub fn add(&mut self, request: Request, now: Duration) -> Result<RequestId, RequestError> {
         let max_tokens = self.limits.check(&request)?;
         let num_seqs = request.num_seqs();
-        let num_tokens = (request.prompt.len().checked_mul(num_seqs))
-            .ok_or_else(|| RequestError::invalid("n", format!("is too large: {num_seqs}")))?;
+        let num_tokens = num_queued_tokens(&request)?;
         self.scheduler.check_queue(num_seqs, num_tokens)?;
         let id = RequestId(self.next_request);
         let eos_ids = self.tokenizer.eos_ids();

@@ -10,7 +10,11 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::{EngineStats, Request, RequestError, limits::Limits, mailbox::Mailbox};
+use crate::{
+    EngineStats, Request, RequestError,
+    limits::{Limits, num_queued_tokens},
+    mailbox::Mailbox,
+};
 
 /// A client's wish.
 pub(crate) enum Command {
@@ -118,11 +122,7 @@ impl Shared {
         self.limits.check(&request)?;
         let load = Load {
             num_seqs: request.num_seqs(),
-            num_tokens: (request.prompt.len())
-                .checked_mul(request.num_seqs())
-                .ok_or_else(|| {
-                    RequestError::invalid("n", format!("is too large: {}", request.n))
-                })?,
+            num_tokens: num_queued_tokens(&request)?,
         };
         let mut inbox = self.lock();
         if inbox.dead {

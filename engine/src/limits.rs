@@ -245,6 +245,13 @@ fn check_beams(request: &Request, beams: &BeamSearch) -> Result<(), RequestError
     }
 }
 
+/// Prompt tokens of all sequences of a request, as the queue caps count them.
+pub(crate) fn num_queued_tokens(request: &Request) -> Result<usize, RequestError> {
+    let num_seqs = request.num_seqs();
+    let num_tokens = request.prompt.len().checked_mul(num_seqs);
+    num_tokens.ok_or_else(|| RequestError::invalid("n", format!("is too large: {num_seqs}")))
+}
+
 fn check_lists(params: &SamplingParams) -> Result<(), RequestError> {
     let lists = [
         ("logit_bias", params.logit_bias.len()),

@@ -118,15 +118,12 @@ impl Engine {
     }
 
     fn token_drawn(&mut self, id: SeqId, now: Duration) {
-        let state = self.states[id.index()].take();
-        let Some(mut state) = state.filter(|state| state.id == id) else {
-            return;
-        };
         // The token of a beam is one of many, and dealt with elsewhere.
-        if state.num_candidates > 0 {
-            self.keep(state);
+        let draws = |state: &mut SequenceState| state.num_candidates == 0;
+        if !self.state(id).is_some_and(draws) {
             return;
         }
+        let mut state = self.states[id.index()].take().expect("it was there");
         let delta = self.take_drawn(&mut state, now);
         if delta.finish.is_some() {
             self.scheduler.finish(id);
@@ -188,13 +185,15 @@ impl Engine {
     /// Tells the client, now or when its answer can be ranked.
     pub(crate) fn emit(&mut self, id: RequestId, delta: OutputDelta) {
         let request = self.requests.get_mut(&id).expect("a request is known");
-        let deltas = match &mut request.answer {
-            Answer::Ranked(ranking) => ranking.take(delta, request.n).unwrap_or_default(),
-            Answer::SharedPrefix(_) => Vec::new(),
-            Answer::AsItComes | Answer::Searched(_) => vec![delta],
-        };
         let event = |delta| (id, RequestEvent::Output(delta));
-        self.events.extend(deltas.into_iter().map(event));
+        match &mut request.answer {
+            Answer::AsItComes | Answer::Searched(_) => self.events.push_back(event(delta)),
+            Answer::Ranked(ranking) => {
+                let best = ranking.take(delta, request.n).unwrap_or_default();
+                self.events.extend(best.into_iter().map(event));
+            }
+            Answer::SharedPrefix(_) => {}
+        }
     }
 
     /// Ends a sequence that the scheduler does not know any more with its last delta, and forgets

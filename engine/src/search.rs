@@ -8,7 +8,7 @@ use pageloom_scheduler::{SeqId, SeqResult};
 use crate::{
     Engine, FinishReason, OutputDelta, RequestId,
     beam::{Beams, Survivor},
-    engine::Answer,
+    engine::{Answer, RequestState},
     sequence::SequenceState,
 };
 
@@ -67,11 +67,15 @@ impl Engine {
     /// once the scheduler knows. Which token one has that does not go on does not matter.
     fn choose_survivors(&mut self, id: RequestId, rows: Vec<RowOutput>) -> Vec<SeqResult> {
         let mut next: Vec<_> = rows.iter().map(|row| SeqResult::Token(row.token)).collect();
-        let request = self.requests.get_mut(&id).expect("a request is known");
-        let Answer::Searched(search) = &mut request.answer else {
+        let Some(RequestState {
+            answer: Answer::Searched(search),
+            alive,
+            ..
+        }) = self.requests.get_mut(&id)
+        else {
             return next;
         };
-        let (alive, states) = (&request.alive, &self.states);
+        let states = &self.states;
         let survivors = search.beams.advance(rows, |beam, token| {
             let state = states[alive[beam].index()].as_ref();
             let mut state = state.expect("a beam is alive").to_beam();
@@ -102,10 +106,12 @@ impl Engine {
     pub(crate) fn fork_survivors(&mut self, searched: &[RequestId]) -> Vec<SequenceState> {
         let mut states = Vec::new();
         for id in searched {
-            let Some(request) = self.requests.get_mut(id) else {
-                continue;
-            };
-            let Answer::Searched(search) = &mut request.answer else {
+            let Some(RequestState {
+                answer: Answer::Searched(search),
+                alive,
+                ..
+            }) = self.requests.get_mut(id)
+            else {
                 continue;
             };
             let Next::GoOn(survivors) = &mut search.next else {
@@ -113,7 +119,7 @@ impl Engine {
             };
             let survivors = std::mem::take(survivors);
             search.next = Next::Unknown;
-            let parents = std::mem::take(&mut request.alive);
+            let parents = std::mem::take(alive);
             let mut goes_on = vec![false; parents.len()];
             for mut survivor in survivors {
                 let parent = parents[survivor.parent];
@@ -122,7 +128,7 @@ impl Engine {
                     true => (self.scheduler.fork(parent, survivor.token))
                         .expect("a beam that goes on has not ended"),
                 };
-                request.alive.push(survivor.state.id);
+                alive.push(survivor.state.id);
                 states.push(survivor.state);
             }
             for (parent, goes_on) in parents.into_iter().zip(goes_on) {
@@ -141,22 +147,22 @@ impl Engine {
     }
 
     pub(crate) fn end_search_if_over(&mut self, id: RequestId, now: Duration) {
-        let Some(request) = self.requests.get(&id) else {
-            return;
-        };
-        let Answer::Searched(search) = &request.answer else {
+        let Some(&RequestState {
+            answer: Answer::Searched(ref search),
+            n,
+            ..
+        }) = self.requests.get(&id)
+        else {
             return;
         };
         if !search.is_over() {
             return;
         }
-        let mut found = search.beams.best(request.n);
+        let mut found = search.beams.best(n);
         let num_found = found.len();
-        found.extend((num_found..request.n).map(|index| {
-            let message = format!(
-                "the beam search found only {num_found} sequences, {} were asked for",
-                request.n
-            );
+        found.extend((num_found..n).map(|index| {
+            let message =
+                format!("the beam search found only {num_found} sequences, {n} were asked for");
             nothing(index, FinishReason::Error(message))
         }));
         self.close_search(id, found, true, now);

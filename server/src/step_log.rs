@@ -15,8 +15,8 @@ pub struct StepLog {
     failed: bool,
 }
 
-/// A line of the log. `num_*_blocks` but for `swapped` and `copied` are as of the step's end, all
-/// else is what the step did.
+/// A line of the log: what the step did, and from `running_seqs` to `logical_blocks` how it left the
+/// engine.
 #[derive(Debug, Serialize)]
 struct Line {
     step: u64,
