@@ -3,10 +3,12 @@
 /// An instruction set the kernels are compiled for.
 ///
 /// Every kernel exists for each of them; the widest the machine has is used
-/// unless the environment variable `PAGELOOM_ISA` (`avx512`, `avx2`, `scalar`)
+/// unless the environment variable `PAGELOOM_ISA` (`amx`, `avx512`, `avx2`, `scalar`)
 /// asks for a narrower one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Isa {
+    /// AVX-512, and AMX tiles of bf16 for linear layers with packed weights.
+    Amx,
     /// AVX-512 F, BW, DQ and VL: 16 floats an instruction.
     Avx512,
     /// AVX2, FMA and F16C: 8 floats an instruction.
@@ -17,7 +19,7 @@ pub enum Isa {
 
 impl Isa {
     /// All instruction sets, widest first.
-    pub const ALL: [Isa; 3] = [Isa::Avx512, Isa::Avx2, Isa::Scalar];
+    pub const ALL: [Isa; 4] = [Isa::Amx, Isa::Avx512, Isa::Avx2, Isa::Scalar];
 
     /// The widest instruction set of this machine, capped by `PAGELOOM_ISA`.
     ///
@@ -49,6 +51,8 @@ impl Isa {
                     && std::arch::is_x86_feature_detected!("avx512dq")
                     && std::arch::is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512.is_supported() && super::linear::has_matrix_unit(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -62,9 +66,18 @@ impl Isa {
             .collect()
     }
 
+    /// The vector instructions that come with it.
+    pub(crate) fn vectors(self) -> Isa {
+        match self {
+            Isa::Amx => Isa::Avx512,
+            isa => isa,
+        }
+    }
+
     /// Name as `PAGELOOM_ISA` spells it.
     pub fn name(self) -> &'static str {
         match self {
+            Isa::Amx => "amx",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
             Isa::Scalar => "scalar",

@@ -12,5 +12,7 @@ pub use attention::{AttendArgs, AttendBatch, AttendPlan, attend};
 pub use blocks::{copy_blocks, swap_blocks, write_kv};
 pub use elementwise::{Heads, RopeAngles, rms_norm, rms_norm_heads, rope, silu_mul};
 pub use isa::Isa;
-pub use linear::{Epilogue, LinearScratch, MatrixDtype, PackedMatrix, linear};
+pub use linear::{
+    BlockFormat, Epilogue, LinearScratch, MatrixDtype, PackedMatrix, linear, quantise_row,
+};
 pub use pool::ThreadPool;

@@ -47,3 +47,23 @@ impl Storage {
         }
     }
 }
+
+/// A buffer that starts at a cache line and grows as needed.
+#[derive(Default)]
+pub(super) struct Lines(Vec<Line>);
+
+impl Lines {
+    /// Makes room for `num_bytes`. What is added is zero.
+    pub(super) fn resize(&mut self, num_bytes: usize) {
+        self.0
+            .resize(num_bytes.div_ceil(size_of::<Line>()), Line::zeroed());
+    }
+
+    pub(super) fn as_slice<T: bytemuck::Pod>(&self) -> &[T] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    pub(super) fn as_mut_slice<T: bytemuck::Pod>(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}

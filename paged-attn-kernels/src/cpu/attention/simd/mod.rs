@@ -141,7 +141,7 @@ impl Lanes for bf16 {
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     match isa {
-        Isa::Avx512 => {
+        Isa::Amx | Isa::Avx512 => {
             if let Some(simd) = Avx512::new() {
                 return simd.vectorize(kernel);
             }

@@ -7,7 +7,7 @@
 
 use half::bf16;
 
-use super::packed::PANEL;
+use super::PANEL;
 
 /// Most rows a tile has.
 pub(super) const MAX_ROWS: usize = 12;

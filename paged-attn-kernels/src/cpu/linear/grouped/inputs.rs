@@ -1,0 +1,159 @@
+//! Input rows as the grouped kernels read them.
+
+use super::panel::STEP;
+use crate::cpu::ThreadPool;
+use crate::cpu::disjoint::DisjointSlice;
+use crate::cpu::linear::storage::Lines;
+
+/// Rows of a tile of inputs.
+pub(super) const TILE_ROWS: usize = 16;
+
+/// Elements of a tile's step.
+pub(super) const TILE_STEP: usize = TILE_ROWS * STEP;
+
+/// Rows rounded to bf16, `[tile][step][TILE_ROWS][STEP]`, and the sums of their steps,
+/// `[tile][step][TILE_ROWS]`.
+///
+/// Rows that the last tile lacks hold anything: what is computed of them is not stored.
+#[derive(Default)]
+pub(in super::super) struct Inputs {
+    values: Lines,
+    sums: Vec<f32>,
+    num_steps: usize,
+}
+
+/// How an input is kept: as the matrix instructions want it, or widened for the others.
+pub(super) trait Value: bytemuck::Pod + Send {
+    fn from_bf16(bits: u16) -> Self;
+}
+
+impl Value for u16 {
+    #[inline(always)]
+    fn from_bf16(bits: u16) -> u16 {
+        bits
+    }
+}
+
+impl Value for f32 {
+    #[inline(always)]
+    fn from_bf16(bits: u16) -> f32 {
+        f32::from_bits(u32::from(bits) << 16)
+    }
+}
+
+impl Inputs {
+    /// Rounds rows, `cols` long each; `cols` is a multiple of [`STEP`].
+    pub(super) fn load<T: Value>(&mut self, pool: &ThreadPool, x: &[f32], cols: usize) {
+        let num_rows = x.len() / cols;
+        let num_tiles = num_rows.div_ceil(TILE_ROWS);
+        self.num_steps = cols / STEP;
+        let num_steps = self.num_steps;
+        let len = num_tiles * num_steps * TILE_STEP;
+        self.values.resize(len * size_of::<T>());
+        self.sums.resize(num_tiles * num_steps * TILE_ROWS, 0.0);
+        let values = DisjointSlice::new(self.values.as_mut_slice::<T>());
+        let sums = DisjointSlice::new(&mut self.sums);
+        // One row is sooner done than shared out.
+        let per_task = if num_rows < 4 { num_rows } else { 1 };
+        pool.for_each(num_rows.div_ceil(per_task.max(1)), |task| {
+            for row in task * per_task..num_rows.min((task + 1) * per_task) {
+                let (tile, r) = (row / TILE_ROWS, row % TILE_ROWS);
+                for (step, x) in x[row * cols..][..cols]
+                    .as_chunks::<STEP>()
+                    .0
+                    .iter()
+                    .enumerate()
+                {
+                    let at = tile * num_steps + step;
+                    let start = at * TILE_STEP + r * STEP;
+                    // SAFETY: each row has its own elements and is one task's alone.
+                    let (out, sum) = unsafe {
+                        let sum = at * TILE_ROWS + r;
+                        (values.part(start..start + STEP), sums.part(sum..sum + 1))
+                    };
+                    sum[0] = round_step(x, out);
+                }
+            }
+        });
+    }
+
+    /// A tile's values, `[step][TILE_ROWS][STEP]`.
+    pub(super) fn tile<T: Value>(&self, tile: usize) -> &[T] {
+        let len = self.num_steps * TILE_STEP;
+        &self.values.as_slice()[tile * len..(tile + 1) * len]
+    }
+
+    /// Sums of a tile's steps, `[step][TILE_ROWS]`.
+    pub(super) fn sums(&self, tile: usize) -> &[f32] {
+        let len = self.num_steps * TILE_ROWS;
+        &self.sums[tile * len..(tile + 1) * len]
+    }
+}
+
+/// Rounds a step of a row; returns the sum of what was rounded, added in halves.
+#[inline(always)]
+fn round_step<T: Value>(x: &[f32; STEP], out: &mut [T]) -> f32 {
+    let mut sums = [0.0; STEP];
+    for ((&x, out), sum) in x.iter().zip(out).zip(&mut sums) {
+        let bits = round(x);
+        *out = T::from_bf16(bits);
+        *sum = f32::from_bf16(bits);
+    }
+    for half in [16, 8, 4, 2, 1] {
+        let (low, high) = sums.split_at_mut(half);
+        for (a, b) in low.iter_mut().zip(high) {
+            *a += *b;
+        }
+    }
+    sums[0]
+}
+
+/// An f32's bf16, rounded to nearest even. Subnormal numbers become zero, as the matrix
+/// instructions treat them.
+#[inline(always)]
+fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    let rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    let rounded = if magnitude < 0x0080_0000 {
+        (bits >> 16) & 0x8000
+    } else {
+        rounded
+    };
+    let rounded = if magnitude > 0x7f80_0000 {
+        (bits >> 16) | 0x40
+    } else {
+        rounded
+    };
+    rounded as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn rounding_is_to_nearest_even_and_keeps_what_is_no_number() {
+        for x in [
+            0.0,
+            -0.0,
+            1.0,
+            -1.0,
+            1.003_906_3,
+            1.011_718_8,
+            3.4e38,
+            f32::MAX,
+            1e-30,
+            -7.3,
+        ] {
+            assert_eq!(round(x), bf16::from_f32(x).to_bits(), "{x}");
+        }
+        assert_eq!(round(f32::INFINITY), bf16::INFINITY.to_bits());
+        assert_eq!(round(f32::NEG_INFINITY), bf16::NEG_INFINITY.to_bits());
+        assert!(bf16::from_bits(round(f32::NAN)).is_nan());
+        assert!(bf16::from_bits(round(f32::from_bits(0x7fff_ffff))).is_nan());
+        assert_eq!(round(-1e-40), 0x8000);
+    }
+}
