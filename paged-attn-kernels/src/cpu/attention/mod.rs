@@ -8,7 +8,7 @@ mod micro;
 mod pages;
 mod plan;
 mod scratch;
-mod simd;
+pub(super) mod simd;
 mod softmax;
 
 use half::bf16;

@@ -124,6 +124,7 @@ struct Output<'a> {
 impl Output<'_> {
     /// Stores sums of one row: of the part's outputs from `start` on, which are the calling task's
     /// alone.
+    #[inline(always)]
     fn store(&self, row: usize, start: usize, sums: &[f32]) {
         let start = self.first + start;
         let at = row * self.width + start;

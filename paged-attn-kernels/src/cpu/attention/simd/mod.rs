@@ -72,6 +72,11 @@ pub(crate) trait Simd: Copy {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a * b + c` rounded once on every instruction set, at whatever cost.
+    #[inline(always)]
+    fn fused(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        self.fma(a, b, c)
+    }
     /// `a > b ? a : b` in each lane: `b` where either is not a number.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// To the nearest integer, ties to even.

@@ -12,25 +12,10 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::format::Scales;
 use super::inputs::{TILE_ROWS, TILE_STEP};
-use super::panel::{LANES, LOW_BYTES, PAIRS, PanelLayout, STEP};
+use super::panel::{LANES, PanelLayout, STEP};
+use super::lookup::{Decoded, PLANE, step_len};
 use super::portable::num_planes;
-
-/// Elements of a step's decoded codes, one plane: `[pair][LANES][2]` in bf16.
-const PLANE: usize = STEP * LANES;
-
-/// Steps of a panel, decoded: `[step][plane][pair][LANES][2]`, the high plane first, and the
-/// scales and minima of their groups.
-pub(super) struct Decoded<'a> {
-    pub(super) values: &'a mut [u16],
-    pub(super) scales: &'a mut [[[f32; LANES]; 2]],
-}
-
-/// Elements of [`Decoded::values`] for each step.
-pub(super) fn step_len(layout: &PanelLayout) -> usize {
-    num_planes(layout) * PLANE
-}
 
 /// Results of the matrix unit on their way to be scaled: a ring, so that the scaling of a group
 /// does not wait for its products.
@@ -182,22 +167,24 @@ impl Pass {
             for (r, acc) in acc.iter_mut().enumerate() {
                 *acc = _mm512_loadu_ps(self.acc.add(r).cast());
             }
-            self.multiply::<PLANES, GROUPS>(0);
-            for group in 0..num_groups {
-                if group + 1 < num_groups {
-                    self.multiply::<PLANES, GROUPS>(group + 1);
+            for first in (0..num_groups).step_by(RING) {
+                let groups = first..num_groups.min(first + RING);
+                for group in groups.clone() {
+                    self.multiply::<PLANES, GROUPS>(group);
                 }
-                let sums = self.ring.add(group % RING).cast::<f32>();
-                let scales = self.scales.add(group).cast::<f32>();
-                let scale = _mm512_loadu_ps(scales);
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = _mm512_fmadd_ps(_mm512_load_ps(sums.add(r * LANES)), scale, *acc);
-                }
-                if MIN {
-                    let min = _mm512_loadu_ps(scales.add(LANES));
-                    let x_sums = self.x_sums.add(group / GROUPS * TILE_ROWS);
+                for group in groups {
+                    let sums = self.ring.add(group % RING).cast::<f32>();
+                    let scales = self.scales.add(group).cast::<f32>();
+                    let scale = _mm512_loadu_ps(scales);
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        *acc = _mm512_fmadd_ps(_mm512_set1_ps(*x_sums.add(r)), min, *acc);
+                        *acc = _mm512_fmadd_ps(_mm512_load_ps(sums.add(r * LANES)), scale, *acc);
+                    }
+                    if MIN {
+                        let min = _mm512_loadu_ps(scales.add(LANES));
+                        let x_sums = self.x_sums.add(group / GROUPS * TILE_ROWS);
+                        for (r, acc) in acc.iter_mut().enumerate() {
+                            *acc = _mm512_fmadd_ps(_mm512_set1_ps(*x_sums.add(r)), min, *acc);
+                        }
                     }
                 }
             }
@@ -249,97 +236,13 @@ impl Pass {
     }
 }
 
-/// Decodes the steps from `first_step` on, as many as `out` has room for.
-///
-/// # Safety
-/// The machine has AVX-512 BW. `panel` is a whole panel of the layout.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) unsafe fn decode(
-    layout: &PanelLayout,
-    panel: &[u8],
-    first_step: usize,
-    out: &mut Decoded<'_>,
-) {
-    let num_steps = out.values.len() / step_len(layout);
-    assert!(panel.len() >= layout.num_bytes() && first_step + num_steps <= layout.num_steps);
-    let (low_zero, high_zero) = layout.format.zeros();
-    let low_table = table(|code| low_zero + (code & 15));
-    let bits = layout.format.high_bits();
-    let high_mask = (1 << bits) - 1;
-    let high_table = table(|code| high_zero + 16 * (code & high_mask));
-    for (step, out) in (first_step..).zip(out.values.chunks_exact_mut(step_len(layout))) {
-        let (high_out, low_out) = out.split_at_mut(out.len() - PLANE);
-        // SAFETY: lines lie inside the panel, and the planes have `PLANE` elements.
-        unsafe {
-            let low = panel.as_ptr().add(layout.low(step));
-            let high = panel.as_ptr().add(layout.high(step));
-            decode_plane::<4>(low, low_table, low_out.as_mut_ptr());
-            match bits {
-                1 => decode_plane::<1>(high, high_table, high_out.as_mut_ptr()),
-                2 => decode_plane::<2>(high, high_table, high_out.as_mut_ptr()),
-                4 => decode_plane::<4>(high, high_table, high_out.as_mut_ptr()),
-                _ => {}
-            }
-        }
-    }
-    let groups_per_step = STEP / layout.format.group_len();
-    for (group, out) in (first_step * groups_per_step..).zip(out.scales.iter_mut()) {
-        // SAFETY: the lengths of both are constant.
-        let halves = |at: usize, out: &mut [f32; LANES]| unsafe {
-            let halves = _mm256_loadu_si256(panel[at..at + 2 * LANES].as_ptr().cast());
-            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(halves));
-        };
-        match layout.format.scales() {
-            Scales::Scale => halves(group * 2 * LANES, &mut out[0]),
-            Scales::ScaleMin => {
-                halves(group * 4 * LANES, &mut out[0]);
-                halves(group * 4 * LANES + 2 * LANES, &mut out[1]);
-            }
-            Scales::BlockScaleMin | Scales::BlockScale => layout.scales(panel, group, out),
-        }
-    }
-}
-
-/// A table of bf16 for the low five bits of a word.
-#[target_feature(enable = "avx512f,avx512bw")]
-fn table(value: impl Fn(i32) -> i32) -> __m512i {
-    let mut entries = [0u16; 32];
-    for (code, entry) in (0..).zip(&mut entries) {
-        *entry = half::bf16::from_f32(value(code) as f32).to_bits();
-    }
-    // SAFETY: the array is as long as the vector.
-    unsafe { _mm512_loadu_si512(entries.as_ptr().cast()) }
-}
-
-/// Looks up every code of a step in a table that does not mind bits above the code.
-///
-/// # Safety
-/// `lines`: `BITS` lines of 64 bytes. `out`: [`PLANE`] elements.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn decode_plane<const BITS: u32>(lines: *const u8, table: __m512i, out: *mut u16) {
-    let per_line = PAIRS / BITS as usize;
-    for line in 0..BITS as usize {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut words = _mm512_loadu_si512(lines.add(line * 64).cast());
-            for i in 0..per_line {
-                let values = _mm512_permutexvar_epi16(words, table);
-                _mm512_storeu_si512(out.add((line * per_line + i) * 2 * LANES).cast(), values);
-                words = _mm512_srli_epi16::<BITS>(words);
-            }
-        }
-    }
-    const { assert!(LOW_BYTES == 4 * 64) };
-}
-
 /// Whether this machine has a matrix unit for bf16 and lets this process use it.
 pub(in super::super::super) fn is_available() -> bool {
     static AVAILABLE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *AVAILABLE.get_or_init(|| has_tiles() && is_permitted())
 }
 
-/// Whether processor and system know tiles and bf16 products of them.
+/// Whether processor and system know tiles, bf16 products of them, and such products of vectors.
 fn has_tiles() -> bool {
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
@@ -351,7 +254,10 @@ fn has_tiles() -> bool {
     let features = __cpuid_count(7, 0).edx;
     // SAFETY: the system saves extended state, so the instruction exists.
     let state = unsafe { saved_state() };
-    features & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE && state & TILE_STATE == TILE_STATE
+    let has_bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
+    has_bf16
+        && features & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
+        && state & TILE_STATE == TILE_STATE
 }
 
 /// # Safety

@@ -22,21 +22,33 @@ pub(in super::super) struct Inputs {
     num_steps: usize,
 }
 
-/// How an input is kept: as the matrix instructions want it, or widened for the others.
+/// How an input is kept.
 pub(super) trait Value: bytemuck::Pod + Send {
-    fn from_bf16(bits: u16) -> Self;
+    /// `index`: of the input in its step.
+    fn from_bf16(bits: u16, index: usize) -> Self;
 }
+
+/// As it is, for the matrix unit.
 
 impl Value for u16 {
     #[inline(always)]
-    fn from_bf16(bits: u16) -> u16 {
+    fn from_bf16(bits: u16, _: usize) -> u16 {
         bits
     }
 }
 
+/// As a pair of inputs whose other half is zero, for bf16 products of single rows.
+impl Value for u32 {
+    #[inline(always)]
+    fn from_bf16(bits: u16, index: usize) -> u32 {
+        u32::from(bits) << (16 * (index % 2))
+    }
+}
+
+/// Widened, for all others.
 impl Value for f32 {
     #[inline(always)]
-    fn from_bf16(bits: u16) -> f32 {
+    fn from_bf16(bits: u16, _: usize) -> f32 {
         f32::from_bits(u32::from(bits) << 16)
     }
 }
@@ -94,10 +106,10 @@ impl Inputs {
 #[inline(always)]
 fn round_step<T: Value>(x: &[f32; STEP], out: &mut [T]) -> f32 {
     let mut sums = [0.0; STEP];
-    for ((&x, out), sum) in x.iter().zip(out).zip(&mut sums) {
+    for (i, ((&x, out), sum)) in x.iter().zip(out).zip(&mut sums).enumerate() {
         let bits = round(x);
-        *out = T::from_bf16(bits);
-        *sum = f32::from_bf16(bits);
+        *out = T::from_bf16(bits, i);
+        *sum = f32::from_bf16(bits, i);
     }
     for half in [16, 8, 4, 2, 1] {
         let (low, high) = sums.split_at_mut(half);

@@ -26,6 +26,8 @@
 pub(super) mod amx;
 mod format;
 mod inputs;
+#[cfg(target_arch = "x86_64")]
+mod lookup;
 mod panel;
 mod portable;
 mod quantise;
@@ -43,6 +45,7 @@ pub use quantise::quantise_row;
 
 use super::storage::{Lines, Storage};
 use super::{Isa, Output, ThreadPool};
+use crate::cpu::attention::simd::dispatch;
 use crate::cpu::disjoint::DisjointSlice;
 
 /// Rows whose inputs stay in the second cache level while panels pass by.
@@ -51,10 +54,15 @@ const BLOCK_ROWS: usize = 256;
 /// Most steps that are decoded at once, one plane: what the first cache level holds.
 const CHUNK_STEPS: usize = 24;
 
+/// Most rows that are multiplied one by one where there is a matrix unit.
+const MAX_SINGLE_ROWS: usize = 2;
+
 /// Quantised weights, `[rows, cols]`, in panels.
 pub(super) struct GroupedMatrix {
     rows: usize,
     layout: PanelLayout,
+    #[cfg(target_arch = "x86_64")]
+    tables: lookup::Tables,
     storage: Storage,
 }
 
@@ -89,6 +97,8 @@ impl GroupedMatrix {
         GroupedMatrix {
             rows,
             layout,
+            #[cfg(target_arch = "x86_64")]
+            tables: lookup::Tables::new(format),
             storage,
         }
     }
@@ -120,6 +130,7 @@ impl GroupedMatrix {
 /// Rounds the rows of `x` for [`run`].
 pub(super) fn load(inputs: &mut Inputs, pool: &ThreadPool, isa: Isa, x: &[f32], cols: usize) {
     match isa {
+        Isa::Amx if x.len() / cols <= MAX_SINGLE_ROWS => inputs.load::<u32>(pool, x, cols),
         Isa::Amx => inputs.load::<u16>(pool, x, cols),
         _ => inputs.load::<f32>(pool, x, cols),
     }
@@ -185,14 +196,17 @@ impl Product<'_> {
         let num_tiles = self.rows.len().div_ceil(TILE_ROWS);
         scratch.acc.resize(num_tiles, [[0.0; LANES]; TILE_ROWS]);
         #[cfg(target_arch = "x86_64")]
+        let is_single = self.isa == Isa::Amx && self.out.num_rows <= MAX_SINGLE_ROWS;
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: `linear` keeps an instruction set only if the machine supports it.
-        let session = (self.isa == Isa::Amx)
+        let session = (self.isa == Isa::Amx && !is_single)
             .then(|| unsafe { amx::Session::new(self.rows.len(), &self.w.layout) });
         for panel in panels {
             scratch.acc.fill([[0.0; LANES]; TILE_ROWS]);
             #[cfg(target_arch = "x86_64")]
             match &session {
                 Some(session) => self.panel_amx(panel, session, scratch),
+                None if is_single => self.panel_of_single_rows(panel, scratch),
                 None => self.panel_portable(panel, scratch),
             }
             #[cfg(not(target_arch = "x86_64"))]
@@ -200,7 +214,11 @@ impl Product<'_> {
             let start = panel * LANES;
             let lanes = LANES.min(self.w.rows - start);
             for (row, sums) in self.rows.clone().zip(scratch.acc.as_flattened()) {
-                self.out.store(row, start, &sums[..lanes]);
+                match lanes {
+                    // Of constant length, which spares a call for each.
+                    LANES => self.out.store(row, start, &sums[..LANES]),
+                    lanes => self.out.store(row, start, &sums[..lanes]),
+                }
             }
         }
     }
@@ -231,25 +249,35 @@ impl Product<'_> {
                 values: &mut scratch.values.as_mut_slice()[..len],
                 scales: &mut scratch.scales,
             };
-            portable::decode_with(
-                self.isa,
+            let decode = portable::Decode {
                 layout,
-                self.w.panel(panel),
-                steps.start,
-                &mut decoded,
-            );
+                panel: self.w.panel(panel),
+                first_step: steps.start,
+                out: &mut decoded,
+            };
+            dispatch(self.isa, decode);
             for (tile, acc) in self.tiles().zip(&mut scratch.acc) {
-                let x = &self.inputs.tile(tile)[steps.start * inputs::TILE_STEP..];
-                let x_sums = &self.inputs.sums(tile)[steps.start * TILE_ROWS..];
-                let rows = TILE_ROWS.min(self.rows.end - tile * TILE_ROWS);
-                portable::accumulate_with(
-                    self.isa,
+                let num_rows = TILE_ROWS.min(self.rows.end - tile * TILE_ROWS);
+                let accumulate = portable::Accumulate {
                     layout,
-                    &decoded,
-                    (x, x_sums),
-                    &mut acc[..rows],
-                );
+                    decoded: &decoded,
+                    x: &self.inputs.tile(tile)[steps.start * inputs::TILE_STEP..],
+                    x_sums: &self.inputs.sums(tile)[steps.start * TILE_ROWS..],
+                    acc: &mut acc[..num_rows],
+                };
+                dispatch(self.isa, accumulate);
             }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn panel_of_single_rows(&self, panel: usize, scratch: &mut Scratch) {
+        for (row, sums) in scratch.acc[0][..self.rows.len()].iter_mut().enumerate() {
+            let x = &self.inputs.tile::<u32>(0)[row * STEP..];
+            let x_sums = &self.inputs.sums(0)[row..];
+            let (tables, panel) = (&self.w.tables, self.w.panel(panel));
+            // SAFETY: the caller has seen the matrix unit, which comes with bf16 products.
+            unsafe { tables.row(&self.w.layout, panel, (x, x_sums), sums) };
         }
     }
 
@@ -258,17 +286,17 @@ impl Product<'_> {
         let layout = &self.w.layout;
         let groups_per_step = STEP / layout.format.group_len();
         for steps in self.chunks() {
-            let len = steps.len() * amx::step_len(layout);
+            let len = steps.len() * lookup::step_len(layout);
             scratch.values.resize(len * size_of::<u16>());
             scratch
                 .scales
                 .resize(steps.len() * groups_per_step, [[0.0; LANES]; 2]);
-            let mut decoded = amx::Decoded {
+            let mut decoded = lookup::Decoded {
                 values: &mut scratch.values.as_mut_slice()[..len],
                 scales: &mut scratch.scales,
             };
             // SAFETY: a session exists only where the matrix unit does, and with it AVX-512.
-            unsafe { amx::decode(layout, self.w.panel(panel), steps.start, &mut decoded) };
+            unsafe { self.w.tables.decode(layout, self.w.panel(panel), steps.start, &mut decoded) };
             for (tile, acc) in self.tiles().zip(&mut scratch.acc) {
                 let x = &self.inputs.tile(tile)[steps.start * inputs::TILE_STEP..];
                 let x_sums = &self.inputs.sums(tile)[steps.start * TILE_ROWS..];

@@ -37,6 +37,12 @@ pub(super) struct PanelLayout {
     pub(super) num_steps: usize,
 }
 
+/// Where the scales of a group begin: the halves, and the bytes that they are multiplied by.
+pub(super) struct GroupScales {
+    pub(super) halves: usize,
+    pub(super) factors: usize,
+}
+
 impl PanelLayout {
     /// `cols`: a multiple of the format's block length.
     pub(super) fn new(format: BlockFormat, cols: usize) -> Self {
@@ -174,6 +180,31 @@ impl PanelLayout {
         low + low_zero + high + high_zero
     }
 
+    /// Where a group's scales lie.
+    #[inline(always)]
+    pub(super) fn group_scales(&self, group: usize) -> GroupScales {
+        match self.format.scales() {
+            Scales::Scale => GroupScales {
+                halves: group * 2 * LANES,
+                factors: 0,
+            },
+            Scales::ScaleMin => GroupScales {
+                halves: group * 4 * LANES,
+                factors: 0,
+            },
+            scales => {
+                let per_block = self.groups_per_block();
+                let (block, group) = (group / per_block, group % per_block);
+                let halves = block * self.block_scale_bytes();
+                let factors = if scales == Scales::BlockScaleMin { 2 } else { 1 };
+                GroupScales {
+                    halves,
+                    factors: halves + LINE + group * factors * LANES,
+                }
+            }
+        }
+    }
+
     /// Scales and minima of a group, each output's in its lane.
     #[inline(always)]
     pub(super) fn scales(&self, panel: &[u8], group: usize, out: &mut [[f32; LANES]; 2]) {
@@ -182,31 +213,22 @@ impl PanelLayout {
             bytemuck::cast_slice::<u8, f16>(&panel[at..at + 2 * LANES]).convert_to_f32_slice(out);
         };
         let [scale, min] = out;
+        let at = self.group_scales(group);
+        halves(at.halves, scale);
         match self.format.scales() {
-            Scales::Scale => halves(group * 2 * LANES, scale),
-            Scales::ScaleMin => {
-                halves(group * 4 * LANES, scale);
-                halves(group * 4 * LANES + 2 * LANES, min);
+            Scales::Scale => {}
+            Scales::ScaleMin => halves(at.halves + 2 * LANES, min),
+            Scales::BlockScaleMin => {
+                halves(at.halves + 2 * LANES, min);
+                let (s, t) = panel[at.factors..][..2 * LANES].split_at(LANES);
+                for lane in 0..LANES {
+                    scale[lane] *= f32::from(s[lane]);
+                    min[lane] = -(min[lane] * f32::from(t[lane]));
+                }
             }
-            scales => {
-                let (block, group) = (
-                    group / self.groups_per_block(),
-                    group % self.groups_per_block(),
-                );
-                let start = block * self.block_scale_bytes();
-                halves(start, scale);
-                let factors = &panel[start + LINE..];
-                if scales == Scales::BlockScaleMin {
-                    halves(start + 2 * LANES, min);
-                    let (s, t) = factors[2 * group * LANES..][..2 * LANES].split_at(LANES);
-                    for lane in 0..LANES {
-                        scale[lane] *= f32::from(s[lane]);
-                        min[lane] = -(min[lane] * f32::from(t[lane]));
-                    }
-                } else {
-                    for (x, &s) in scale.iter_mut().zip(&factors[group * LANES..]) {
-                        *x *= f32::from(s as i8);
-                    }
+            Scales::BlockScale => {
+                for (x, &s) in scale.iter_mut().zip(&panel[at.factors..]) {
+                    *x *= f32::from(s as i8);
                 }
             }
         }

@@ -1,8 +1,8 @@
-//! The definition of a grouped product, in plain Rust, compiled for each instruction set.
+//! The definition of a grouped product, over vectors of any instruction set.
 
 use super::inputs::{TILE_ROWS, TILE_STEP};
-use super::panel::{LANES, LOW_BYTES, PAIRS, PanelLayout, STEP};
-use crate::cpu::Isa;
+use super::panel::{LANES, LOW_BYTES, PanelLayout, STEP};
+use crate::cpu::attention::simd::{Kernel, Simd};
 
 /// Elements of a step's decoded codes, one plane: `[pair][parity][LANES]`.
 const PLANE: usize = STEP * LANES;
@@ -24,26 +24,42 @@ pub(super) fn num_planes(layout: &PanelLayout) -> usize {
 }
 
 /// Decodes the steps from `first_step` on, as many as `out` has room for.
-#[inline(always)]
-fn decode(layout: &PanelLayout, panel: &[u8], first_step: usize, out: &mut Decoded<'_>) {
-    let (low_zero, high_zero) = layout.format.zeros();
-    let low_zero = low_zero as f32;
-    let high_zero = high_zero as f32;
-    for (step, out) in (first_step..).zip(out.values.chunks_exact_mut(step_len(layout))) {
-        let (high_out, low_out) = out.split_at_mut(out.len() - PLANE);
-        let low = &panel[layout.low(step)..][..LOW_BYTES];
-        decode_plane::<4>(low, low_zero, 1.0, low_out);
-        let high = &panel[layout.high(step)..][..layout.high_bytes()];
-        match layout.format.high_bits() {
-            1 => decode_plane::<1>(high, high_zero, 16.0, high_out),
-            2 => decode_plane::<2>(high, high_zero, 16.0, high_out),
-            4 => decode_plane::<4>(high, high_zero, 16.0, high_out),
-            _ => {}
+pub(super) struct Decode<'a, 'b> {
+    pub(super) layout: &'a PanelLayout,
+    pub(super) panel: &'a [u8],
+    pub(super) first_step: usize,
+    pub(super) out: &'a mut Decoded<'b>,
+}
+
+impl Kernel for Decode<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _: S) {
+        let Decode {
+            layout,
+            panel,
+            first_step,
+            out,
+        } = self;
+        let (low_zero, high_zero) = layout.format.zeros();
+        let (low_zero, high_zero) = (low_zero as f32, high_zero as f32);
+        for (step, out) in (first_step..).zip(out.values.chunks_exact_mut(step_len(layout))) {
+            let (high_out, low_out) = out.split_at_mut(out.len() - PLANE);
+            let low = &panel[layout.low(step)..][..LOW_BYTES];
+            decode_plane::<4>(low, low_zero, 1.0, low_out);
+            let high = &panel[layout.high(step)..][..layout.high_bytes()];
+            match layout.format.high_bits() {
+                1 => decode_plane::<1>(high, high_zero, 16.0, high_out),
+                2 => decode_plane::<2>(high, high_zero, 16.0, high_out),
+                4 => decode_plane::<4>(high, high_zero, 16.0, high_out),
+                _ => {}
+            }
         }
-    }
-    let groups_per_step = STEP / layout.format.group_len();
-    for (group, out) in (first_step * groups_per_step..).zip(out.scales.iter_mut()) {
-        layout.scales(panel, group, out);
+        let groups_per_step = STEP / layout.format.group_len();
+        for (group, out) in (first_step * groups_per_step..).zip(out.scales.iter_mut()) {
+            layout.scales(panel, group, out);
+        }
     }
 }
 
@@ -73,161 +89,100 @@ fn decode_plane<const BITS: u32>(lines: &[u8], zero: f32, unit: f32, out: &mut [
     }
 }
 
-/// Adds decoded steps to a tile's sums, `[TILE_ROWS][LANES]`, for its first `num_rows` rows.
-///
-/// `x`: `[step][TILE_ROWS][STEP]`; `x_sums`: `[step][TILE_ROWS]`.
-#[inline(always)]
-fn accumulate<const FMA: bool>(
-    layout: &PanelLayout,
-    decoded: &Decoded<'_>,
-    (x, x_sums): (&[f32], &[f32]),
-    acc: &mut [[f32; LANES]],
-) {
-    let mut rows = acc;
-    let mut first = 0;
-    while rows.len() >= 4 {
-        let (four, rest) = rows.split_at_mut(4);
-        rows_of::<4, FMA>(
-            layout,
-            decoded,
-            (&x[first * STEP..], &x_sums[first..]),
-            four,
-        );
-        rows = rest;
-        first += 4;
-    }
-    for row in rows {
-        let row = std::slice::from_mut(row);
-        rows_of::<1, FMA>(layout, decoded, (&x[first * STEP..], &x_sums[first..]), row);
-        first += 1;
+/// Adds decoded steps to sums, `[row][LANES]`.
+pub(super) struct Accumulate<'a> {
+    pub(super) layout: &'a PanelLayout,
+    pub(super) decoded: &'a Decoded<'a>,
+    /// A tile's inputs, `[step][TILE_ROWS][STEP]`.
+    pub(super) x: &'a [f32],
+    /// Sums of their steps, `[step][TILE_ROWS]`.
+    pub(super) x_sums: &'a [f32],
+    /// One for each row; at most [`TILE_ROWS`].
+    pub(super) acc: &'a mut [[f32; LANES]],
+}
+
+impl Kernel for Accumulate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(mut self, simd: S) {
+        let num_steps = self.decoded.values.len() / step_len(self.layout);
+        assert!(self.acc.len() <= TILE_ROWS);
+        assert!(self.x.len() >= num_steps * TILE_STEP);
+        assert!(self.x_sums.len() >= num_steps * TILE_ROWS);
+        assert!(self.decoded.scales.len() >= num_steps * STEP / self.layout.format.group_len());
+        let mut first = 0;
+        while first < self.acc.len() {
+            // As many rows as there are registers for their two chains.
+            first += match self.acc.len() - first {
+                8.. if S::COLS > 1 => self.rows::<8, S>(simd, first),
+                4.. if S::COLS > 1 => self.rows::<4, S>(simd, first),
+                2.. => self.rows::<2, S>(simd, first),
+                _ => self.rows::<1, S>(simd, first),
+            };
+        }
     }
 }
 
-#[inline(always)]
-fn rows_of<const ROWS: usize, const FMA: bool>(
-    layout: &PanelLayout,
-    decoded: &Decoded<'_>,
-    (x, x_sums): (&[f32], &[f32]),
-    acc: &mut [[f32; LANES]],
-) {
-    let (group_len, has_min) = (layout.format.group_len(), layout.format.has_min());
-    let groups_per_step = STEP / group_len;
-    let steps = decoded.values.chunks_exact(step_len(layout));
-    for (step, values) in steps.enumerate() {
-        for group in 0..groups_per_step {
-            let mut sums = [[0.0; LANES]; ROWS];
-            for plane in values.chunks_exact(PLANE) {
-                let pairs = PAIRS / groups_per_step;
-                let plane = &plane[group * pairs * 2 * LANES..][..pairs * 2 * LANES];
-                let mut chains = [[[0.0; LANES]; 2]; ROWS];
-                for (pair, w) in plane.as_chunks::<{ 2 * LANES }>().0.iter().enumerate() {
-                    let at = step * TILE_STEP + group * group_len + 2 * pair;
-                    for (r, chain) in chains.iter_mut().enumerate() {
-                        let x = &x[at + r * STEP..][..2];
-                        for lane in 0..LANES {
-                            chain[0][lane] = exact_fma::<FMA>(x[0], w[lane], chain[0][lane]);
-                            chain[1][lane] =
-                                exact_fma::<FMA>(x[1], w[LANES + lane], chain[1][lane]);
-                        }
-                    }
-                }
-                for (sum, chain) in sums.iter_mut().zip(&chains) {
-                    for lane in 0..LANES {
-                        sum[lane] += chain[0][lane] + chain[1][lane];
-                    }
-                }
+impl Accumulate<'_> {
+    /// `ROWS` rows from `first` on.
+    #[inline(always)]
+    fn rows<const ROWS: usize, S: Simd>(&mut self, simd: S, first: usize) -> usize {
+        let (group_len, has_min) = (
+            self.layout.format.group_len(),
+            self.layout.format.has_min(),
+        );
+        let groups_per_step = STEP / group_len;
+        let num_pairs = group_len / 2;
+        let num_planes = num_planes(self.layout);
+        let num_groups = self.decoded.values.len() / step_len(self.layout) * groups_per_step;
+        let acc = self.acc[first..first + ROWS].as_mut_ptr().cast::<f32>();
+        let mut total = [simd.splat(0.0); ROWS];
+        // SAFETY: all lies inside the slices by the lengths that `call` has checked: a group's
+        // pairs inside its planes, rows `first..first + ROWS` inside tile and sums.
+        unsafe {
+            for (r, total) in total.iter_mut().enumerate() {
+                *total = simd.load(acc.add(r * LANES));
             }
-            let [scale, min] = &decoded.scales[step * groups_per_step + group];
-            for (r, (acc, sum)) in acc.iter_mut().zip(&sums).enumerate() {
-                for lane in 0..LANES {
-                    acc[lane] = sum[lane].mul_add(scale[lane], acc[lane]);
+            for group in 0..num_groups {
+                let (step, part) = (group / groups_per_step, group % groups_per_step);
+                let x = self.x.as_ptr().add(step * TILE_STEP + first * STEP + part * group_len);
+                let values = self.decoded.values.as_ptr().add(step * step_len(self.layout));
+                let mut sums = [simd.splat(0.0); ROWS];
+                for plane in 0..num_planes {
+                    let mut w = values.add(plane * PLANE + part * num_pairs * 2 * LANES);
+                    let mut chains = [[simd.splat(0.0); 2]; ROWS];
+                    for pair in 0..num_pairs {
+                        let (even, odd) = (simd.load(w), simd.load(w.add(LANES)));
+                        for (r, chain) in chains.iter_mut().enumerate() {
+                            let x = x.add(r * STEP + 2 * pair);
+                            // Such a product is exact: fused or not, the result is the same.
+                            chain[0] = simd.fma(simd.splat(*x), even, chain[0]);
+                            chain[1] = simd.fma(simd.splat(*x.add(1)), odd, chain[1]);
+                        }
+                        w = w.add(2 * LANES);
+                    }
+                    for (sum, chain) in sums.iter_mut().zip(chains) {
+                        *sum = simd.add(*sum, simd.add(chain[0], chain[1]));
+                    }
+                }
+                let scales = self.decoded.scales.as_ptr().add(group).cast::<f32>();
+                let scale = simd.load(scales);
+                for (total, sum) in total.iter_mut().zip(sums) {
+                    *total = simd.fused(sum, scale, *total);
                 }
                 if has_min {
-                    let x = x_sums[step * TILE_ROWS + r];
-                    for lane in 0..LANES {
-                        acc[lane] = x.mul_add(min[lane], acc[lane]);
+                    let min = simd.load(scales.add(LANES));
+                    let x_sums = self.x_sums.as_ptr().add(step * TILE_ROWS + first);
+                    for (r, total) in total.iter_mut().enumerate() {
+                        *total = simd.fused(simd.splat(*x_sums.add(r)), min, *total);
                     }
                 }
             }
-        }
-    }
-}
-
-/// `a * b + c` where the product of a bf16 and a code has no more than 16 bits: with a fused
-/// instruction or without, the result is the same, and without is faster where there is none.
-#[inline(always)]
-fn exact_fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
-}
-
-macro_rules! compiled_for {
-    ($name:ident, $fma:literal $(, #[$attribute:meta])?) => {
-        pub(super) mod $name {
-            use super::*;
-
-            $(#[$attribute])?
-            pub(in super::super) fn decode(
-                layout: &PanelLayout,
-                panel: &[u8],
-                first_step: usize,
-                out: &mut Decoded<'_>,
-            ) {
-                super::decode(layout, panel, first_step, out);
-            }
-
-            $(#[$attribute])?
-            pub(in super::super) fn accumulate(
-                layout: &PanelLayout,
-                decoded: &Decoded<'_>,
-                x: (&[f32], &[f32]),
-                acc: &mut [[f32; LANES]],
-            ) {
-                super::accumulate::<$fma>(layout, decoded, x, acc);
+            for (r, total) in total.into_iter().enumerate() {
+                simd.store(acc.add(r * LANES), total);
             }
         }
-    };
-}
-
-compiled_for!(scalar, false);
-#[cfg(target_arch = "x86_64")]
-compiled_for!(avx2, true, #[target_feature(enable = "avx2,fma,f16c")]);
-#[cfg(target_arch = "x86_64")]
-compiled_for!(avx512, true, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]);
-
-/// Decodes with the instructions of `isa`, which the machine supports.
-pub(super) fn decode_with(
-    isa: Isa,
-    layout: &PanelLayout,
-    panel: &[u8],
-    first_step: usize,
-    out: &mut Decoded<'_>,
-) {
-    match isa {
-        // SAFETY: the caller's promise.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::decode(layout, panel, first_step, out) },
-        // SAFETY: the caller's promise.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::decode(layout, panel, first_step, out) },
-        _ => scalar::decode(layout, panel, first_step, out),
-    }
-}
-
-/// Adds to a tile's sums with the instructions of `isa`, which the machine supports.
-pub(super) fn accumulate_with(
-    isa: Isa,
-    layout: &PanelLayout,
-    decoded: &Decoded<'_>,
-    x: (&[f32], &[f32]),
-    acc: &mut [[f32; LANES]],
-) {
-    match isa {
-        // SAFETY: the caller's promise.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::accumulate(layout, decoded, x, acc) },
-        // SAFETY: the caller's promise.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::accumulate(layout, decoded, x, acc) },
-        _ => scalar::accumulate(layout, decoded, x, acc),
+        ROWS
     }
 }
