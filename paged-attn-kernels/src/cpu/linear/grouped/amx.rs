@@ -242,7 +242,7 @@ pub(in super::super::super) fn is_available() -> bool {
     *AVAILABLE.get_or_init(|| has_tiles() && is_permitted())
 }
 
-/// Whether processor and system know tiles, bf16 products of them, and such products of vectors.
+/// Whether processor and system know tiles and bf16 products of them.
 fn has_tiles() -> bool {
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
@@ -254,10 +254,7 @@ fn has_tiles() -> bool {
     let features = __cpuid_count(7, 0).edx;
     // SAFETY: the system saves extended state, so the instruction exists.
     let state = unsafe { saved_state() };
-    let has_bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
-    has_bf16
-        && features & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
-        && state & TILE_STATE == TILE_STATE
+    features & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE && state & TILE_STATE == TILE_STATE
 }
 
 /// # Safety

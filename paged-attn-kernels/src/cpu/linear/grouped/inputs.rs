@@ -24,31 +24,22 @@ pub(in super::super) struct Inputs {
 
 /// How an input is kept.
 pub(super) trait Value: bytemuck::Pod + Send {
-    /// `index`: of the input in its step.
-    fn from_bf16(bits: u16, index: usize) -> Self;
+    fn from_bf16(bits: u16) -> Self;
 }
 
 /// As it is, for the matrix unit.
 
 impl Value for u16 {
     #[inline(always)]
-    fn from_bf16(bits: u16, _: usize) -> u16 {
+    fn from_bf16(bits: u16) -> u16 {
         bits
-    }
-}
-
-/// As a pair of inputs whose other half is zero, for bf16 products of single rows.
-impl Value for u32 {
-    #[inline(always)]
-    fn from_bf16(bits: u16, index: usize) -> u32 {
-        u32::from(bits) << (16 * (index % 2))
     }
 }
 
 /// Widened, for all others.
 impl Value for f32 {
     #[inline(always)]
-    fn from_bf16(bits: u16, _: usize) -> f32 {
+    fn from_bf16(bits: u16) -> f32 {
         f32::from_bits(u32::from(bits) << 16)
     }
 }
@@ -106,10 +97,10 @@ impl Inputs {
 #[inline(always)]
 fn round_step<T: Value>(x: &[f32; STEP], out: &mut [T]) -> f32 {
     let mut sums = [0.0; STEP];
-    for (i, ((&x, out), sum)) in x.iter().zip(out).zip(&mut sums).enumerate() {
+    for ((&x, out), sum) in x.iter().zip(out).zip(&mut sums) {
         let bits = round(x);
-        *out = T::from_bf16(bits, i);
-        *sum = f32::from_bf16(bits, i);
+        *out = T::from_bf16(bits);
+        *sum = f32::from_bf16(bits);
     }
     for half in [16, 8, 4, 2, 1] {
         let (low, high) = sums.split_at_mut(half);

@@ -3,9 +3,9 @@
 //! A word holds the codes of several pairs, so a shift and a look-up (`vpermw` takes the low five
 //! bits of each word) give a pair's weights of 16 outputs.
 //!
-//! One row gains nothing from tiles, whose results must go through memory. `vdpbf16ps` adds the odd
-//! and then the even product of a pair to one sum; with the other input of the pair zero, it is one
-//! link of the definition's even or odd chain.
+//! One row gains nothing from tiles, whose results must go through memory: its weights are widened
+//! in registers. (`vdpbf16ps` with one input of each pair zero gives the same bits, but takes twice
+//! as long.)
 
 use std::arch::x86_64::*;
 
@@ -96,17 +96,17 @@ impl Tables {
 
     /// Sums of one row for the outputs of a panel, from zero.
     ///
-    /// `x`: the row's inputs, `[step][TILE_ROWS][STEP]`, each widened to the pair it is part of,
-    /// with zero for the other; `x_sums`: `[step][TILE_ROWS]`. Both begin at the row.
+    /// `x`: the row's inputs, `[step][TILE_ROWS][STEP]`; `x_sums`: `[step][TILE_ROWS]`. Both begin
+    /// at the row.
     ///
     /// # Safety
-    /// The machine has AVX-512 and its bf16 products.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    /// The machine has AVX-512.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub(super) unsafe fn row(
         &self,
         layout: &PanelLayout,
         panel: &[u8],
-        (x, x_sums): (&[u32], &[f32]),
+        (x, x_sums): (&[f32], &[f32]),
         sums: &mut [f32; LANES],
     ) {
         // SAFETY: as this function's.
@@ -125,12 +125,12 @@ impl Tables {
 
     /// # Safety
     /// As [`row`](Self::row); `HIGH` and `GROUPS` are the format's.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn row_of<const HIGH: u32, const GROUPS: usize>(
         &self,
         layout: &PanelLayout,
         panel: &[u8],
-        x: &[u32],
+        x: &[f32],
         x_sums: &[f32],
     ) -> __m512 {
         let num_steps = layout.num_steps;
@@ -147,12 +147,14 @@ impl Tables {
             // `num_steps` steps of codes.
             unsafe {
                 let x = x.as_ptr().add(step * TILE_STEP);
+                let odd_half = _mm512_set1_epi32(0xffff_0000_u32 as i32);
                 let add = |chains: &mut [[__m512; 2]; GROUPS], pair: usize, values: __m512i| {
-                    let values: __m512bh = std::mem::transmute(values);
-                    for (parity, chain) in chains[pair * GROUPS / PAIRS].iter_mut().enumerate() {
-                        let x = _mm512_set1_epi32(*x.add(2 * pair + parity) as i32);
-                        *chain = _mm512_dpbf16_ps(*chain, values, std::mem::transmute(x));
-                    }
+                    let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(values));
+                    let odd = _mm512_castsi512_ps(_mm512_and_si512(values, odd_half));
+                    let [evens, odds] = &mut chains[pair * GROUPS / PAIRS];
+                    let x = x.add(2 * pair);
+                    *evens = _mm512_fmadd_ps(_mm512_set1_ps(*x), even, *evens);
+                    *odds = _mm512_fmadd_ps(_mm512_set1_ps(*x.add(1)), odd, *odds);
                 };
                 let close = |sums: &mut [__m512; GROUPS], chains: &mut [[__m512; 2]; GROUPS]| {
                     for (sum, chain) in sums.iter_mut().zip(chains) {

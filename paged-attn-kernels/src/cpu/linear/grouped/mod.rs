@@ -55,7 +55,7 @@ const BLOCK_ROWS: usize = 256;
 const CHUNK_STEPS: usize = 24;
 
 /// Most rows that are multiplied one by one where there is a matrix unit.
-const MAX_SINGLE_ROWS: usize = 2;
+const MAX_SINGLE_ROWS: usize = 1;
 
 /// Quantised weights, `[rows, cols]`, in panels.
 pub(super) struct GroupedMatrix {
@@ -130,8 +130,7 @@ impl GroupedMatrix {
 /// Rounds the rows of `x` for [`run`].
 pub(super) fn load(inputs: &mut Inputs, pool: &ThreadPool, isa: Isa, x: &[f32], cols: usize) {
     match isa {
-        Isa::Amx if x.len() / cols <= MAX_SINGLE_ROWS => inputs.load::<u32>(pool, x, cols),
-        Isa::Amx => inputs.load::<u16>(pool, x, cols),
+        Isa::Amx if x.len() / cols > MAX_SINGLE_ROWS => inputs.load::<u16>(pool, x, cols),
         _ => inputs.load::<f32>(pool, x, cols),
     }
 }
@@ -273,10 +272,10 @@ impl Product<'_> {
     #[cfg(target_arch = "x86_64")]
     fn panel_of_single_rows(&self, panel: usize, scratch: &mut Scratch) {
         for (row, sums) in scratch.acc[0][..self.rows.len()].iter_mut().enumerate() {
-            let x = &self.inputs.tile::<u32>(0)[row * STEP..];
+            let x = &self.inputs.tile::<f32>(0)[row * STEP..];
             let x_sums = &self.inputs.sums(0)[row..];
             let (tables, panel) = (&self.w.tables, self.w.panel(panel));
-            // SAFETY: the caller has seen the matrix unit, which comes with bf16 products.
+            // SAFETY: the caller has seen the matrix unit, and with it AVX-512.
             unsafe { tables.row(&self.w.layout, panel, (x, x_sums), sums) };
         }
     }
