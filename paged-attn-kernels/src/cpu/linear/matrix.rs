@@ -1,8 +1,8 @@
 //! A weight matrix in the order the linear kernels read it.
 
 use super::ThreadPool;
+use super::bf16::{Bf16Matrix, BlockFormat};
 use super::dense::{DenseMatrix, MatrixDtype};
-use super::grouped::{BlockFormat, GroupedMatrix};
 use crate::KernelError;
 use crate::error::check_len;
 
@@ -19,14 +19,14 @@ pub struct PackedMatrix {
 /// Weights that are all kept in one way.
 pub(super) enum Weights {
     Dense(DenseMatrix),
-    Grouped(GroupedMatrix),
+    Bf16(Bf16Matrix),
 }
 
 impl Weights {
     pub(super) fn rows(&self) -> usize {
         match self {
             Weights::Dense(w) => w.rows(),
-            Weights::Grouped(w) => w.rows(),
+            Weights::Bf16(w) => w.rows(),
         }
     }
 }
@@ -64,8 +64,24 @@ impl PackedMatrix {
     ) -> Result<Self, KernelError> {
         let whole = cols / format.block_len() * format.block_len();
         check_len("packed matrix: a row of whole blocks", whole, cols)?;
-        let part = GroupedMatrix::pack(pool, (rows, cols), format, read_row);
-        let parts = vec![Weights::Grouped(part)];
+        let part = Bf16Matrix::pack_blocks(pool, (rows, cols), format, read_row);
+        let parts = vec![Weights::Bf16(part)];
+        Ok(PackedMatrix { rows, cols, parts })
+    }
+
+    /// Packs a matrix whose rows `read_row(row, out)` provides, rounded to bf16, for products with
+    /// inputs that are rounded to bf16 too.
+    ///
+    /// # Errors
+    /// [`KernelError::Length`] if `cols` is not a multiple of 32.
+    pub fn pack_bf16(
+        pool: &ThreadPool,
+        (rows, cols): (usize, usize),
+        read_row: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<Self, KernelError> {
+        check_len("packed matrix: a row of whole steps", cols / 32 * 32, cols)?;
+        let part = Bf16Matrix::pack_numbers(pool, (rows, cols), read_row);
+        let parts = vec![Weights::Bf16(part)];
         Ok(PackedMatrix { rows, cols, parts })
     }
 
@@ -99,7 +115,7 @@ impl PackedMatrix {
     pub fn num_bytes(&self) -> usize {
         let bytes = |part: &Weights| match part {
             Weights::Dense(w) => w.num_bytes(),
-            Weights::Grouped(w) => w.num_bytes(),
+            Weights::Bf16(w) => w.num_bytes(),
         };
         self.parts.iter().map(bytes).sum()
     }
@@ -120,7 +136,7 @@ impl PackedMatrix {
             if row < part.rows() {
                 match part {
                     Weights::Dense(w) => w.read_row(row, out),
-                    Weights::Grouped(w) => w.read_row(row, out),
+                    Weights::Bf16(w) => w.read_row(row, out),
                 }
                 return;
             }

@@ -6,17 +6,17 @@
 //! | weights | inputs | sums | file |
 //! |---|---|---|---|
 //! | f32, bf16 | f32 | one chain of f32 an output | [`dense`] |
-//! | quantised | rounded to bf16 | f32, a chain a group | [`grouped`] |
+//! | bf16, quantised | rounded to bf16 | f32, two chains every 32 inputs | [`bf16`] |
 
+mod bf16;
 mod dense;
-mod grouped;
 mod matrix;
 mod storage;
 #[cfg(test)]
 mod tests;
 
+pub use bf16::{BlockFormat, quantise_row};
 pub use dense::MatrixDtype;
-pub use grouped::{BlockFormat, quantise_row};
 pub use matrix::PackedMatrix;
 use matrix::Weights;
 
@@ -40,9 +40,9 @@ pub enum Epilogue<'a> {
 pub struct LinearScratch {
     dense: dense::Scratch,
     /// Inputs rounded to bf16.
-    inputs: grouped::Inputs,
+    inputs: bf16::Inputs,
     /// One for each thread.
-    grouped: Vec<grouped::Scratch>,
+    bf16: Vec<bf16::Scratch>,
 }
 
 /// `out = x * w^T`, with an epilogue.
@@ -78,15 +78,15 @@ pub fn linear(
     for part in w.parts() {
         match part {
             Weights::Dense(w) => dense::run(pool, isa, &mut scratch.dense, x, w, &out),
-            Weights::Grouped(w) => {
+            Weights::Bf16(w) => {
                 if !is_loaded {
-                    grouped::load(&mut scratch.inputs, pool, isa, x, x.len() / num_rows);
+                    bf16::load(&mut scratch.inputs, pool, isa, x, x.len() / num_rows);
                     scratch
-                        .grouped
+                        .bf16
                         .resize_with(pool.num_threads(), Default::default);
                     is_loaded = true;
                 }
-                grouped::run(pool, isa, &mut scratch.grouped, &scratch.inputs, w, &out);
+                bf16::run(pool, isa, &mut scratch.bf16, &scratch.inputs, w, &out);
             }
         }
         out.first += part.rows();
@@ -145,7 +145,7 @@ impl Output<'_> {
 /// Whether the machine has a matrix unit that the process may use.
 pub(super) fn has_matrix_unit() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return grouped::amx::is_available();
+    return bf16::amx::is_available();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

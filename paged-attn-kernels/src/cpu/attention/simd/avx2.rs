@@ -39,13 +39,14 @@ pub(super) fn reduce_sum_256(v: __m256) -> f32 {
 
 impl Simd for Avx2 {
     type F = Pair;
+    type Words = (__m256i, __m256i);
 
     // 6 x 1 pairs of accumulators, a pair of loads and a broadcast of the 16 registers.
     const COLS: usize = 1;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         fn call<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
             kernel.call(simd)
         }
@@ -86,11 +87,107 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_words(self, p: *const u32) -> Self::Words {
+        // SAFETY: `p` is valid for 16 elements; `self` proves the features.
+        unsafe {
+            (
+                _mm256_loadu_si256(p.cast()),
+                _mm256_loadu_si256(p.add(8).cast()),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn widen_halves(self, bytes: &[u8; 32]) -> Self::F {
+        // SAFETY: both loads lie inside `bytes`; `self` proves the features.
+        unsafe {
+            let half = |at: usize| _mm_loadu_si128(bytes.as_ptr().add(at).cast());
+            (_mm256_cvtph_ps(half(0)), _mm256_cvtph_ps(half(16)))
+        }
+    }
+
+    #[inline(always)]
+    fn widen_u8(self, bytes: &[u8; 16]) -> Self::F {
+        // SAFETY: both loads lie inside `bytes`; `self` proves the features.
+        unsafe {
+            let half = |at: usize| {
+                let bytes = _mm_loadl_epi64(bytes.as_ptr().add(at).cast());
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
+            };
+            (half(0), half(8))
+        }
+    }
+
+    #[inline(always)]
+    fn widen_i8(self, bytes: &[u8; 16]) -> Self::F {
+        // SAFETY: both loads lie inside `bytes`; `self` proves the features.
+        unsafe {
+            let half = |at: usize| {
+                let bytes = _mm_loadl_epi64(bytes.as_ptr().add(at).cast());
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+            };
+            (half(0), half(8))
+        }
+    }
+
+    #[inline(always)]
+    fn low_bits<const BITS: u32>(self, words: Self::Words) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let mask = _mm256_set1_epi32((1 << BITS) - 1);
+            (
+                _mm256_cvtepi32_ps(_mm256_and_si256(words.0, mask)),
+                _mm256_cvtepi32_ps(_mm256_and_si256(words.1, mask)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn shift_right<const BITS: u32>(self, words: Self::Words) -> Self::Words {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let by = _mm_cvtsi32_si128(BITS as i32);
+            (_mm256_srl_epi32(words.0, by), _mm256_srl_epi32(words.1, by))
+        }
+    }
+
+    #[inline(always)]
+    fn halves(self, words: Self::Words) -> [Self::F; 2] {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let low = |w| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w));
+            let high = |w| _mm256_castsi256_ps(_mm256_and_si256(w, upper));
+            [(low(words.0), low(words.1)), (high(words.0), high(words.1))]
+        }
+    }
+
+    #[inline(always)]
+    fn truncate_to_bf16(self, a: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        let words = unsafe { (_mm256_castps_si256(a.0), _mm256_castps_si256(a.1)) };
+        let [_, upper] = self.halves(words);
+        upper
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F) {
         // SAFETY: `p` is valid for 16 elements; `self` proves the features.
         unsafe {
             _mm256_storeu_ps(p, v.0);
             _mm256_storeu_ps(p.add(8), v.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_pairs(self, p: *mut u16, even: Self::F, odd: Self::F) {
+        for (i, (even, odd)) in [(even.0, odd.0), (even.1, odd.1)].into_iter().enumerate() {
+            // SAFETY: `p` is valid for 32 elements; `self` proves the features.
+            unsafe {
+                let low = _mm256_srli_epi32::<16>(_mm256_castps_si256(even));
+                let pairs = _mm256_blend_epi16::<0xaa>(low, _mm256_castps_si256(odd));
+                _mm256_storeu_si256(p.add(16 * i).cast(), pairs);
+            }
         }
     }
 

@@ -20,6 +20,7 @@ impl Avx512 {
 
 impl Simd for Avx512 {
     type F = __m512;
+    type Words = __m512i;
 
     // 6 x 4 accumulators, 4 loads and a broadcast of the 32 registers.
     const COLS: usize = 4;
@@ -62,9 +63,96 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_words(self, p: *const u32) -> Self::Words {
+        // SAFETY: `p` is valid for 16 elements; `self` proves the features.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+
+    #[inline(always)]
+    fn widen_halves(self, bytes: &[u8; 32]) -> Self::F {
+        // SAFETY: as long as the load; `self` proves the features.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn widen_u8(self, bytes: &[u8; 16]) -> Self::F {
+        // SAFETY: as long as the load; `self` proves the features.
+        unsafe {
+            let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))
+        }
+    }
+
+    #[inline(always)]
+    fn widen_i8(self, bytes: &[u8; 16]) -> Self::F {
+        // SAFETY: as long as the load; `self` proves the features.
+        unsafe {
+            let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+        }
+    }
+
+    #[inline(always)]
+    fn low_bits<const BITS: u32>(self, words: Self::Words) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            if BITS == 4 {
+                // A look-up minds the low four bits only, and takes another port than arithmetic.
+                let table = _mm512_set_ps(
+                    15.0, 14.0, 13.0, 12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0,
+                    1.0, 0.0,
+                );
+                _mm512_permutexvar_ps(words, table)
+            } else {
+                let mask = _mm512_set1_epi32((1 << BITS) - 1);
+                _mm512_cvtepi32_ps(_mm512_and_si512(words, mask))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn shift_right<const BITS: u32>(self, words: Self::Words) -> Self::Words {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_srli_epi32::<BITS>(words) }
+    }
+
+    #[inline(always)]
+    fn halves(self, words: Self::Words) -> [Self::F; 2] {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            [
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)),
+                _mm512_castsi512_ps(_mm512_and_si512(words, upper)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn truncate_to_bf16(self, a: Self::F) -> Self::F {
+        let [_, upper] = self.halves(
+            // SAFETY: `self` proves the features.
+            unsafe { _mm512_castps_si512(a) },
+        );
+        upper
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F) {
         // SAFETY: `p` is valid for 16 elements; `self` proves the features.
         unsafe { _mm512_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_pairs(self, p: *mut u16, even: Self::F, odd: Self::F) {
+        // SAFETY: `p` is valid for 32 elements; `self` proves the features.
+        unsafe {
+            let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(even));
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            // (upper & odd) | low
+            let pairs = _mm512_ternarylogic_epi32::<0xea>(upper, _mm512_castps_si512(odd), low);
+            _mm512_storeu_si512(p.cast(), pairs);
+        }
     }
 
     #[inline(always)]

@@ -46,6 +46,8 @@ const EXP2_Q: [f32; 6] = [
 pub(crate) trait Simd: Copy {
     /// Sixteen lanes.
     type F: Copy;
+    /// Sixteen lanes of 32 bits.
+    type Words: Copy;
 
     /// Vectors side by side in a register tile of `MAX_ROWS` rows.
     const COLS: usize;
@@ -63,8 +65,17 @@ pub(crate) trait Simd: Copy {
     /// `p` is valid for reads of 16 elements.
     unsafe fn load_bf16(self, p: *const bf16) -> Self::F;
     /// # Safety
+    /// `p` is valid for reads of 16 elements.
+    unsafe fn load_words(self, p: *const u32) -> Self::Words;
+    /// # Safety
     /// `p` is valid for writes of 16 elements.
     unsafe fn store(self, p: *mut f32, v: Self::F);
+
+    /// Stores the upper halves of `even` and `odd` side by side, lane by lane.
+    ///
+    /// # Safety
+    /// `p` is valid for writes of 32 elements.
+    unsafe fn store_pairs(self, p: *mut u16, even: Self::F, odd: Self::F);
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
@@ -77,6 +88,18 @@ pub(crate) trait Simd: Copy {
     fn fused(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         self.fma(a, b, c)
     }
+    /// Sixteen f16, little-endian.
+    fn widen_halves(self, bytes: &[u8; 2 * LANES]) -> Self::F;
+    fn widen_u8(self, bytes: &[u8; LANES]) -> Self::F;
+    fn widen_i8(self, bytes: &[u8; LANES]) -> Self::F;
+    /// The number in the low `BITS` bits of each word.
+    fn low_bits<const BITS: u32>(self, words: Self::Words) -> Self::F;
+    /// Words without their low `BITS` bits, the others moved down.
+    fn shift_right<const BITS: u32>(self, words: Self::Words) -> Self::Words;
+    /// The bf16 in the lower and in the upper half of each word.
+    fn halves(self, words: Self::Words) -> [Self::F; 2];
+    /// The upper 16 bits of each number: a bf16, rounded towards zero.
+    fn truncate_to_bf16(self, a: Self::F) -> Self::F;
     /// `a > b ? a : b` in each lane: `b` where either is not a number.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// To the nearest integer, ties to even.

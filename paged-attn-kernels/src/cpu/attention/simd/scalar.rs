@@ -1,6 +1,6 @@
 //! Vectors as arrays, left to the compiler.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
 use crate::cache::Element;
@@ -30,6 +30,7 @@ fn fma(a: f32, b: f32, c: f32) -> f32 {
 
 impl Simd for Scalar {
     type F = [f32; LANES];
+    type Words = [u32; LANES];
 
     const COLS: usize = 1;
 
@@ -65,9 +66,65 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_words(self, p: *const u32) -> Self::Words {
+        // SAFETY: `p` is valid for 16 elements.
+        unsafe { p.cast::<[u32; LANES]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn widen_halves(self, bytes: &[u8; 2 * LANES]) -> Self::F {
+        let half = |i: usize| f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32();
+        std::array::from_fn(half)
+    }
+
+    #[inline(always)]
+    fn widen_u8(self, bytes: &[u8; LANES]) -> Self::F {
+        bytes.map(f32::from)
+    }
+
+    #[inline(always)]
+    fn widen_i8(self, bytes: &[u8; LANES]) -> Self::F {
+        bytes.map(|byte| f32::from(byte as i8))
+    }
+
+    #[inline(always)]
+    fn low_bits<const BITS: u32>(self, words: Self::Words) -> Self::F {
+        words.map(|word| (word & ((1 << BITS) - 1)) as f32)
+    }
+
+    #[inline(always)]
+    fn shift_right<const BITS: u32>(self, words: Self::Words) -> Self::Words {
+        words.map(|word| word >> BITS)
+    }
+
+    #[inline(always)]
+    fn halves(self, words: Self::Words) -> [Self::F; 2] {
+        [
+            words.map(|word| f32::from_bits(word << 16)),
+            words.map(|word| f32::from_bits(word & 0xffff_0000)),
+        ]
+    }
+
+    #[inline(always)]
+    fn truncate_to_bf16(self, a: Self::F) -> Self::F {
+        a.map(|x| f32::from_bits(x.to_bits() & 0xffff_0000))
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F) {
         // SAFETY: `p` is valid for 16 elements.
         unsafe { p.cast::<[f32; LANES]>().write_unaligned(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_pairs(self, p: *mut u16, even: Self::F, odd: Self::F) {
+        for i in 0..LANES {
+            // SAFETY: `p` is valid for 32 elements.
+            unsafe {
+                p.add(2 * i).write((even[i].to_bits() >> 16) as u16);
+                p.add(2 * i + 1).write((odd[i].to_bits() >> 16) as u16);
+            }
+        }
     }
 
     #[inline(always)]

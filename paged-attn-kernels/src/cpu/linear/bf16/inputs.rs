@@ -11,14 +11,12 @@ pub(super) const TILE_ROWS: usize = 16;
 /// Elements of a tile's step.
 pub(super) const TILE_STEP: usize = TILE_ROWS * STEP;
 
-/// Rows rounded to bf16, `[tile][step][TILE_ROWS][STEP]`, and the sums of their steps,
-/// `[tile][step][TILE_ROWS]`.
+/// Rows rounded to bf16, `[tile][step][TILE_ROWS][STEP]`.
 ///
 /// Rows that the last tile lacks hold anything: what is computed of them is not stored.
 #[derive(Default)]
 pub(in super::super) struct Inputs {
     values: Lines,
-    sums: Vec<f32>,
     num_steps: usize,
 }
 
@@ -53,9 +51,7 @@ impl Inputs {
         let num_steps = self.num_steps;
         let len = num_tiles * num_steps * TILE_STEP;
         self.values.resize(len * size_of::<T>());
-        self.sums.resize(num_tiles * num_steps * TILE_ROWS, 0.0);
         let values = DisjointSlice::new(self.values.as_mut_slice::<T>());
-        let sums = DisjointSlice::new(&mut self.sums);
         // One row is sooner done than shared out.
         let per_task = if num_rows < 4 { num_rows } else { 1 };
         pool.for_each(num_rows.div_ceil(per_task.max(1)), |task| {
@@ -67,14 +63,12 @@ impl Inputs {
                     .iter()
                     .enumerate()
                 {
-                    let at = tile * num_steps + step;
-                    let start = at * TILE_STEP + r * STEP;
+                    let start = (tile * num_steps + step) * TILE_STEP + r * STEP;
                     // SAFETY: each row has its own elements and is one task's alone.
-                    let (out, sum) = unsafe {
-                        let sum = at * TILE_ROWS + r;
-                        (values.part(start..start + STEP), sums.part(sum..sum + 1))
-                    };
-                    sum[0] = round_step(x, out);
+                    let out = unsafe { values.part(start..start + STEP) };
+                    for (x, out) in x.iter().zip(out) {
+                        *out = T::from_bf16(round(*x));
+                    }
                 }
             }
         });
@@ -85,30 +79,6 @@ impl Inputs {
         let len = self.num_steps * TILE_STEP;
         &self.values.as_slice()[tile * len..(tile + 1) * len]
     }
-
-    /// Sums of a tile's steps, `[step][TILE_ROWS]`.
-    pub(super) fn sums(&self, tile: usize) -> &[f32] {
-        let len = self.num_steps * TILE_ROWS;
-        &self.sums[tile * len..(tile + 1) * len]
-    }
-}
-
-/// Rounds a step of a row; returns the sum of what was rounded, added in halves.
-#[inline(always)]
-fn round_step<T: Value>(x: &[f32; STEP], out: &mut [T]) -> f32 {
-    let mut sums = [0.0; STEP];
-    for ((&x, out), sum) in x.iter().zip(out).zip(&mut sums) {
-        let bits = round(x);
-        *out = T::from_bf16(bits);
-        *sum = f32::from_bf16(bits);
-    }
-    for half in [16, 8, 4, 2, 1] {
-        let (low, high) = sums.split_at_mut(half);
-        for (a, b) in low.iter_mut().zip(high) {
-            *a += *b;
-        }
-    }
-    sums[0]
 }
 
 /// An f32's bf16, rounded to nearest even. Subnormal numbers become zero, as the matrix

@@ -1,6 +1,6 @@
 use half::{bf16, f16};
 
-use super::format::Block;
+use super::format::{Block, Scales};
 use super::*;
 use crate::cpu::{Epilogue, LinearScratch, PackedMatrix, linear};
 
@@ -45,7 +45,7 @@ impl Random {
                 block[208..].copy_from_slice(&halves[0]);
             } else {
                 block[..2].copy_from_slice(&halves[0]);
-                if format.has_min() {
+                if matches!(format.scales(), Scales::ScaleMin | Scales::BlockScaleMin) {
                     block[2..4].copy_from_slice(&halves[1]);
                 }
             }
@@ -54,53 +54,37 @@ impl Random {
     }
 }
 
-/// The module's definition, one output after the other, straight from the file's blocks.
-fn definition(format: BlockFormat, blocks: &[u8], x: &[f32]) -> f32 {
-    let (group_len, block_len) = (format.group_len(), format.block_len());
-    let (low_zero, high_zero) = format.zeros();
-    let x: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
-    let (mut out, mut block) = (0.0f32, Block::empty());
-    for (x, bytes) in x
-        .chunks_exact(block_len)
-        .zip(blocks.chunks_exact(format.block_bytes()))
-    {
+/// The module's definition of a row's weights, straight from the file's blocks.
+fn weights(format: BlockFormat, blocks: &[u8]) -> Vec<f32> {
+    let mut block = Block::empty();
+    let mut weights = Vec::new();
+    for bytes in blocks.chunks_exact(format.block_bytes()) {
         block.read(format, bytes);
-        let codes = &block.codes[..block_len];
-        for (group, (x, codes)) in x
-            .chunks_exact(group_len)
-            .zip(codes.chunks_exact(group_len))
-            .enumerate()
-        {
-            let low = |code: u8| (i32::from(code & 15) + low_zero) as f32;
-            let high = |code: u8| (16 * i32::from(code >> 4) + high_zero) as f32;
-            let chain = |parity: usize, part: &dyn Fn(u8) -> f32| {
-                let terms = x.iter().zip(codes).skip(parity).step_by(2);
-                terms.fold(0.0, |sum, (x, &code)| x.mul_add(part(code), sum))
+        for (i, &code) in block.codes[..format.block_len()].iter().enumerate() {
+            let (scale, min) = block.scale_min(format, i / format.group_len());
+            let scale = scale * panel::SPREAD;
+            let min = match format.zero() {
+                0.0 => min * panel::SPREAD,
+                zero => scale * -zero,
             };
-            let mut sum = 0.0;
-            if format.high_bits() > 0 {
-                sum += chain(0, &high) + chain(1, &high);
-            }
-            sum += chain(0, &low) + chain(1, &low);
-            let (scale, min) = block.scale_min(format, group);
-            out = sum.mul_add(scale, out);
-            if format.has_min() {
-                out = halves_sum(x).mul_add(min, out);
-            }
+            let weight = f32::from(code).mul_add(scale, min);
+            weights.push(f32::from_bits(weight.to_bits() & 0xffff_0000));
         }
     }
-    out
+    weights
 }
 
-fn halves_sum(x: &[f32]) -> f32 {
-    match x {
-        [x] => *x,
-        _ => {
-            let (low, high) = x.split_at(x.len() / 2);
-            let sums: Vec<f32> = low.iter().zip(high).map(|(a, b)| a + b).collect();
-            halves_sum(&sums)
-        }
-    }
+/// The module's definition of an output.
+fn definition(weights: &[f32], x: &[f32]) -> f32 {
+    let x: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+    let steps = x.chunks_exact(32).zip(weights.chunks_exact(32));
+    steps.fold(0.0, |out, (x, w)| {
+        let chain = |parity: usize| {
+            let terms = x.iter().zip(w).skip(parity).step_by(2);
+            terms.fold(0.0, |sum, (x, w)| x.mul_add(*w, sum))
+        };
+        out + (chain(0) + chain(1))
+    })
 }
 
 fn matrix(pool: &ThreadPool, format: BlockFormat, cols: usize, blocks: &[u8]) -> PackedMatrix {
@@ -146,10 +130,13 @@ fn every_back_end_computes_the_definition_bit_for_bit() {
             let blocks = random.blocks(format, rows * cols);
             let row_bytes = blocks.len() / rows;
             let x = random.inputs(batch * cols);
+            let weights: Vec<Vec<f32>> = blocks
+                .chunks_exact(row_bytes)
+                .map(|row| weights(format, row))
+                .collect();
             let expected: Vec<f32> = x
                 .chunks_exact(cols)
-                .flat_map(|x| blocks.chunks_exact(row_bytes).map(move |row| (row, x)))
-                .map(|(row, x)| definition(format, row, x))
+                .flat_map(|x| weights.iter().map(move |row| definition(row, x)))
                 .collect();
             let w = matrix(&pool, format, cols, &blocks);
             for isa in Isa::all_supported() {
@@ -183,7 +170,7 @@ fn a_row_does_not_depend_on_its_batch() {
 }
 
 #[test]
-fn only_the_rounding_of_inputs_is_lost() {
+fn no_more_is_lost_than_the_rounding_of_inputs_and_weights() {
     let pool = ThreadPool::new(2);
     let mut random = Random(3);
     for format in BlockFormat::ALL {
@@ -201,8 +188,9 @@ fn only_the_rounding_of_inputs_is_lost() {
                         .zip(&weights)
                         .map(|(&x, &w)| f64::from(x) * f64::from(w))
                 };
-                // One part in 512 of each term, and some room for the sums' own rounding.
-                let bound = terms().map(f64::abs).sum::<f64>() * (1.0 / 512.0 + 1e-4);
+                // One part in 512 of each input, in 180 of each weight (stretched by ln 2 / 256 and
+                // cut by up to 1 / 128), and some room for the sums' own rounding.
+                let bound = terms().map(f64::abs).sum::<f64>() * (1.0 / 512.0 + 1.0 / 180.0 + 1e-4);
                 let (found, expected) = (f64::from(found[i * rows + row]), terms().sum::<f64>());
                 assert!(
                     (found - expected).abs() <= bound,
@@ -222,15 +210,14 @@ fn rows_are_read_as_the_file_means_them() {
         let blocks = random.blocks(format, 20 * cols);
         let w = matrix(&pool, format, cols, &blocks);
         let (mut found, mut block) = (vec![0.0; cols], Block::empty());
-        let (low_zero, high_zero) = format.zeros();
         for (row, bytes) in blocks.chunks_exact(blocks.len() / 20).enumerate() {
             w.read_row(row, &mut found);
             for (i, x) in found.iter().enumerate() {
                 let (index, at) = (i / format.block_len(), i % format.block_len());
                 block.read(format, &bytes[index * format.block_bytes()..]);
                 let (scale, min) = block.scale_min(format, at / format.group_len());
-                let value = i32::from(block.codes[at]) + low_zero + high_zero;
-                assert_eq!(*x, scale * value as f32 + min, "{format:?} {row} {i}");
+                let value = f32::from(block.codes[at]) - format.zero();
+                assert_eq!(*x, scale * value + min, "{format:?} {row} {i}");
             }
         }
     }
@@ -265,6 +252,43 @@ fn stacked_parts_of_different_formats_come_in_order() {
         &random.blocks(BlockFormat::Q8_0, 32),
     );
     assert!(PackedMatrix::stack(vec![stacked, other]).is_err());
+}
+
+#[test]
+fn bf16_weights_are_multiplied_as_they_are() {
+    let pool = ThreadPool::new(2);
+    let mut random = Random(7);
+    for (rows, cols, batch) in [(1, 32, 1), (40, 96, 3), (17, 640, 21), (64, 1600, 70)] {
+        let numbers = random.inputs(rows * cols);
+        let w = PackedMatrix::pack_bf16(&pool, (rows, cols), |row, out| {
+            out.copy_from_slice(&numbers[row * cols..(row + 1) * cols]);
+        });
+        let w = w.unwrap();
+        let rounded: Vec<f32> = numbers
+            .iter()
+            .map(|&x| bf16::from_f32(x).to_f32())
+            .collect();
+        let mut row = vec![0.0; cols];
+        w.read_row(rows - 1, &mut row);
+        assert_eq!(row, rounded[(rows - 1) * cols..]);
+        let x = random.inputs(batch * cols);
+        let expected: Vec<f32> = x
+            .chunks_exact(cols)
+            .flat_map(|x| {
+                rounded
+                    .chunks_exact(cols)
+                    .map(move |row| definition(row, x))
+            })
+            .collect();
+        for isa in Isa::all_supported() {
+            assert_eq!(
+                bits(&product(&pool, isa, &x, &w)),
+                bits(&expected),
+                "{isa:?}"
+            );
+        }
+    }
+    assert!(PackedMatrix::pack_bf16(&pool, (4, 40), |_, _| {}).is_err());
 }
 
 #[test]

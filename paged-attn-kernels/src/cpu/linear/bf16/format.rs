@@ -96,26 +96,24 @@ impl BlockFormat {
         }
     }
 
-    /// Bits of a code beyond the lower four.
-    pub(super) fn high_bits(self) -> usize {
+    /// Bits of a code that are kept together, and bits beyond these.
+    pub(super) fn bits(self) -> (usize, usize) {
         match self {
-            BlockFormat::Q4_0 | BlockFormat::Q4_1 | BlockFormat::Q4K => 0,
-            BlockFormat::Q5_0 | BlockFormat::Q5_1 | BlockFormat::Q5K => 1,
-            BlockFormat::Q6K => 2,
-            BlockFormat::Q8_0 => 4,
+            BlockFormat::Q4_0 | BlockFormat::Q4_1 | BlockFormat::Q4K => (4, 0),
+            BlockFormat::Q5_0 | BlockFormat::Q5_1 | BlockFormat::Q5K => (4, 1),
+            BlockFormat::Q6K => (4, 2),
+            BlockFormat::Q8_0 => (8, 0),
         }
     }
 
-    /// What code 0 stands for: the value of its low part, and of its high part.
-    ///
-    /// A code stands for `low + zeros.0 + 16 high + zeros.1`.
-    pub(super) fn zeros(self) -> (i32, i32) {
+    /// The code that stands for zero, or for the minimum.
+    pub(super) fn zero(self) -> f32 {
         match self {
-            BlockFormat::Q4_0 => (-8, 0),
-            BlockFormat::Q5_0 => (0, -16),
-            BlockFormat::Q8_0 => (0, -128),
-            BlockFormat::Q6K => (0, -32),
-            _ => (0, 0),
+            BlockFormat::Q4_0 => 8.0,
+            BlockFormat::Q5_0 => 16.0,
+            BlockFormat::Q8_0 => 128.0,
+            BlockFormat::Q6K => 32.0,
+            _ => 0.0,
         }
     }
 
@@ -126,10 +124,6 @@ impl BlockFormat {
             BlockFormat::Q4K | BlockFormat::Q5K => Scales::BlockScaleMin,
             BlockFormat::Q6K => Scales::BlockScale,
         }
-    }
-
-    pub(super) fn has_min(self) -> bool {
-        matches!(self.scales(), Scales::ScaleMin | Scales::BlockScaleMin)
     }
 }
 
@@ -227,8 +221,8 @@ impl Block {
         }
     }
 
+    /// Scale and minimum of a group: its weights are `scale * (code - zero) + min`.
     #[cfg(test)]
-    /// Scale and minimum of a group: its weights are `scale * value + min`.
     pub(super) fn scale_min(&self, format: BlockFormat, group: usize) -> (f32, f32) {
         let (first, second) = (self.halves[0].to_f32(), self.halves[1].to_f32());
         match format.scales() {

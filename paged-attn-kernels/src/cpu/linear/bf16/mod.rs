@@ -1,0 +1,377 @@
+//! Products of bf16 weights and bf16 inputs, summed in f32.
+//!
+//! Weights are bf16 or quantised; quantised ones stay packed and are widened on the way. What is
+//! computed, for a row of inputs and an output:
+//!
+//! ```text
+//! x'  = the inputs, rounded to bf16
+//! w'  = the weights; quantised ones: scale' * code + min', rounded once to f32, then cut to bf16,
+//!       where scale' and min' are the file's times 1 + ln 2 / 256
+//! for each step of 32 inputs:
+//!   even = x'[0] w'[0] + x'[2] w'[2] + ...      each a chain of multiply-adds from zero
+//!   odd  = x'[1] w'[1] + x'[3] w'[3] + ...
+//!   out  = out + (even + odd)
+//! ```
+//!
+//! Products of two bf16 are exact in f32, and all back ends add them in this order: they agree bit
+//! for bit (numbers below 2^-126 apart, which the matrix unit takes for zero), and a row's result
+//! does not depend on the rows beside it.
+//!
+//! Inputs err by at most one part in 512 of each of them, so a few huge ones ("massive
+//! activations") do not crush their neighbours, as they do when a group of inputs shares one 8-bit
+//! scale. Cutting weights is an instruction less than rounding them, for each weight of each token;
+//! stretched by half a bit before, they are right on average.
+//!
+//! Scaling the sums of each group instead would keep weights exact, and was measured: three times
+//! slower from 64 rows on, since each tile's sums then leave the matrix unit every 32 inputs.
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod amx;
+mod format;
+mod inputs;
+mod panel;
+mod quantise;
+mod rows;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+use std::ops::Range;
+
+use format::Block;
+pub use format::BlockFormat;
+pub(super) use inputs::Inputs;
+use inputs::{TILE_ROWS, TILE_STEP};
+use panel::{Format, LANES, PanelLayout, STEP};
+pub use quantise::quantise_row;
+
+use super::storage::{Lines, Storage};
+use super::{Isa, Output, ThreadPool};
+use crate::cpu::attention::simd::dispatch;
+use crate::cpu::disjoint::DisjointSlice;
+
+/// Rows whose inputs stay in the second cache level while panels pass by.
+const BLOCK_ROWS: usize = 256;
+
+/// Most steps of a panel that are widened at once for the matrix unit: two panels of them and the
+/// inputs of two tiles fit the first cache level. For vectors, half as many.
+const CHUNK_STEPS: usize = 18;
+
+/// Most rows whose weights are widened in registers where there is a matrix unit.
+const MAX_DIRECT_ROWS_BESIDE_TILES: usize = 1;
+
+/// Weights, `[rows, cols]`, in panels.
+pub(super) struct Bf16Matrix {
+    rows: usize,
+    layout: PanelLayout,
+    storage: Storage,
+}
+
+impl Bf16Matrix {
+    /// Packs rows of blocks, which `read_row(row, out)` provides.
+    ///
+    /// `cols` is a multiple of the block length.
+    pub(super) fn pack_blocks(
+        pool: &ThreadPool,
+        (rows, cols): (usize, usize),
+        format: BlockFormat,
+        read_row: impl Fn(usize, &mut [u8]) + Sync,
+    ) -> Self {
+        let layout = PanelLayout::new(Format::Blocks(format), cols);
+        let row_bytes = cols / format.block_len() * format.block_bytes();
+        Self::pack(pool, rows, layout, |rows, panel| {
+            let (mut row_of_blocks, mut block) = (vec![0; row_bytes], Block::empty());
+            for (lane, row) in rows.enumerate() {
+                read_row(row, &mut row_of_blocks);
+                for (i, b) in row_of_blocks.chunks_exact(format.block_bytes()).enumerate() {
+                    block.read(format, b);
+                    layout.place(panel, lane, i, &block);
+                }
+            }
+        })
+    }
+
+    /// Packs rows of numbers, rounded to nearest even; `cols` is a multiple of 32.
+    pub(super) fn pack_numbers(
+        pool: &ThreadPool,
+        (rows, cols): (usize, usize),
+        read_row: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        let layout = PanelLayout::new(Format::Bf16, cols);
+        Self::pack(pool, rows, layout, |rows, panel| {
+            let mut numbers = vec![0.0; cols];
+            for (lane, row) in rows.enumerate() {
+                read_row(row, &mut numbers);
+                layout.place_bf16(panel, lane, &numbers);
+            }
+        })
+    }
+
+    fn pack(
+        pool: &ThreadPool,
+        rows: usize,
+        layout: PanelLayout,
+        pack_panel: impl Fn(Range<usize>, &mut [u8]) + Sync,
+    ) -> Self {
+        let (num_panels, panel_bytes) = (rows.div_ceil(LANES), layout.num_bytes());
+        let mut storage = Storage::zeroed(num_panels * panel_bytes);
+        let bytes = DisjointSlice::new(storage.bytes_mut());
+        pool.for_each(num_panels, |panel| {
+            // SAFETY: every panel is its own range of bytes and one task's alone.
+            let out = unsafe { bytes.part(panel * panel_bytes..(panel + 1) * panel_bytes) };
+            pack_panel(panel * LANES..rows.min((panel + 1) * LANES), out);
+        });
+        Bf16Matrix {
+            rows,
+            layout,
+            storage,
+        }
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn num_bytes(&self) -> usize {
+        self.storage.bytes().len()
+    }
+
+    /// One row, as the file has it: not cut to bf16.
+    pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.layout
+            .read_row(self.panel(row / LANES), row % LANES, out);
+    }
+
+    fn num_panels(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    fn panel(&self, panel: usize) -> &[u8] {
+        let len = self.layout.num_bytes();
+        &self.storage.bytes()[panel * len..(panel + 1) * len]
+    }
+}
+
+/// How many rows are multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Path {
+    /// Few: weights are widened in registers.
+    Direct,
+    /// Weights are widened into a buffer first.
+    Decoded,
+    /// The same, for the matrix unit.
+    Tiles,
+}
+
+impl Path {
+    fn of(isa: Isa, num_rows: usize) -> Self {
+        match isa {
+            Isa::Amx if num_rows > MAX_DIRECT_ROWS_BESIDE_TILES => Path::Tiles,
+            _ if num_rows <= rows::MAX_DIRECT_ROWS => Path::Direct,
+            _ => Path::Decoded,
+        }
+    }
+}
+
+/// Rounds the rows of `x` for [`run`].
+pub(super) fn load(inputs: &mut Inputs, pool: &ThreadPool, isa: Isa, x: &[f32], cols: usize) {
+    match Path::of(isa, x.len() / cols) {
+        Path::Tiles => inputs.load::<u16>(pool, x, cols),
+        Path::Direct | Path::Decoded => inputs.load::<f32>(pool, x, cols),
+    }
+}
+
+/// Buffers of a thread.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// Widened weights.
+    weights: Lines,
+    /// Sums of two panels' outputs, `[panel][row][LANES]`.
+    sums: Vec<[[f32; LANES]; TILE_ROWS]>,
+}
+
+/// The rows of `inputs` times a matrix.
+pub(super) fn run(
+    pool: &ThreadPool,
+    isa: Isa,
+    scratch: &mut [Scratch],
+    inputs: &Inputs,
+    w: &Bf16Matrix,
+    out: &Output<'_>,
+) {
+    let num_blocks = out.num_rows.div_ceil(BLOCK_ROWS);
+    let num_pairs = w.num_panels().div_ceil(2);
+    // About 16 tasks a thread: dynamic enough to even out noise, coarse enough to be cheap.
+    let per_task = (num_pairs * num_blocks).div_ceil(pool.num_threads() * 16);
+    let tasks_per_block = num_pairs.div_ceil(per_task);
+    let scratch = DisjointSlice::new(scratch);
+    pool.for_each_with_worker(num_blocks * tasks_per_block, |worker, task| {
+        // SAFETY: no two tasks run at once with the same worker.
+        let scratch = unsafe { &mut scratch.part(worker..worker + 1)[0] };
+        let first_row = task / tasks_per_block * BLOCK_ROWS;
+        let first_pair = task % tasks_per_block * per_task;
+        let product = Product {
+            isa,
+            inputs,
+            w,
+            out,
+            rows: first_row..out.num_rows.min(first_row + BLOCK_ROWS),
+        };
+        let panels = 2 * first_pair..w.num_panels().min(2 * (first_pair + per_task));
+        match Path::of(isa, out.num_rows) {
+            Path::Direct => product.direct(panels),
+            Path::Decoded => product.decoded(panels, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Path::Tiles => product.tiles(panels, scratch),
+            #[cfg(not(target_arch = "x86_64"))]
+            Path::Tiles => product.decoded(panels, scratch),
+        }
+    });
+}
+
+/// A block of rows times panels of a matrix.
+struct Product<'a> {
+    isa: Isa,
+    inputs: &'a Inputs,
+    w: &'a Bf16Matrix,
+    out: &'a Output<'a>,
+    rows: Range<usize>,
+}
+
+impl Product<'_> {
+    fn direct(&self, panels: Range<usize>) {
+        for panel in panels {
+            let mut sums = [[0.0; LANES]; rows::MAX_DIRECT_ROWS];
+            let kernel = rows::Direct {
+                layout: &self.w.layout,
+                panel: self.w.panel(panel),
+                x: self.inputs.tile(0),
+                sums: &mut sums[..self.rows.len()],
+            };
+            dispatch(self.isa, kernel);
+            self.store(panel, &sums);
+        }
+    }
+
+    fn decoded(&self, panels: Range<usize>, scratch: &mut Scratch) {
+        for panel in panels {
+            scratch.sums.clear();
+            scratch
+                .sums
+                .resize(self.num_tiles(), [[0.0; LANES]; TILE_ROWS]);
+            for steps in self.chunks(CHUNK_STEPS / 2) {
+                let len = steps.len() * STEP * LANES;
+                scratch.weights.resize(len * size_of::<f32>());
+                let weights = &mut scratch.weights.as_mut_slice()[..len];
+                let decode = rows::Decode {
+                    layout: &self.w.layout,
+                    panel: self.w.panel(panel),
+                    first_step: steps.start,
+                    weights,
+                };
+                dispatch(self.isa, decode);
+                for (tile, sums) in (self.rows.start / TILE_ROWS..).zip(&mut scratch.sums) {
+                    let num_rows = TILE_ROWS.min(self.rows.end - tile * TILE_ROWS);
+                    let kernel = rows::Decoded {
+                        weights: &scratch.weights.as_slice()[..len],
+                        x: &self.inputs.tile(tile)[steps.start * TILE_STEP..],
+                        sums: &mut sums[..num_rows],
+                    };
+                    dispatch(self.isa, kernel);
+                }
+            }
+            self.store(panel, scratch.sums.as_flattened());
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn tiles(&self, panels: Range<usize>, scratch: &mut Scratch) {
+        // SAFETY: `linear` keeps an instruction set only if the machine supports it.
+        let session = unsafe { amx::Session::new(self.rows.len()) };
+        let num_tiles = self.num_tiles();
+        for first in panels.clone().step_by(2) {
+            let pair = first..panels.end.min(first + 2);
+            scratch.sums.clear();
+            scratch
+                .sums
+                .resize(2 * num_tiles, [[0.0; LANES]; TILE_ROWS]);
+            for steps in self.chunks(CHUNK_STEPS) {
+                self.widen_pair(pair.clone(), &steps, scratch);
+                self.multiply_pair(&session, pair.len(), &steps, scratch);
+            }
+            for (panel, sums) in pair.zip(scratch.sums.chunks_exact(num_tiles)) {
+                self.store(panel, sums.as_flattened());
+            }
+        }
+    }
+
+    /// Widens some steps of one or two panels, one after the other.
+    #[cfg(target_arch = "x86_64")]
+    fn widen_pair(&self, panels: Range<usize>, steps: &Range<usize>, scratch: &mut Scratch) {
+        let len = steps.len() * amx::WEIGHTS_STEP;
+        scratch.weights.resize(2 * len * size_of::<u16>());
+        let weights = scratch.weights.as_mut_slice::<u16>();
+        for (panel, weights) in panels.zip(weights.chunks_exact_mut(len)) {
+            let decode = amx::Decode {
+                layout: &self.w.layout,
+                panel: self.w.panel(panel),
+                first_step: steps.start,
+                weights,
+            };
+            decode.run();
+        }
+    }
+
+    /// All tiles of inputs times what was widened.
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_pair(
+        &self,
+        session: &amx::Session,
+        num_panels: usize,
+        steps: &Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let len = steps.len() * amx::WEIGHTS_STEP;
+        let weights = scratch.weights.as_slice::<u16>();
+        let second = (num_panels == 2).then(|| &weights[len..2 * len]);
+        let weights = [Some(&weights[..len]), second];
+        let num_tiles = self.num_tiles();
+        let (left, right) = scratch.sums.split_at_mut(num_tiles);
+        let first_tile = self.rows.start / TILE_ROWS;
+        let x =
+            |tile: usize| &self.inputs.tile::<u16>(first_tile + tile)[steps.start * TILE_STEP..];
+        let pairs = left.chunks_mut(2).zip(right.chunks_mut(2));
+        for (tile, (left, right)) in (0..).step_by(2).zip(pairs) {
+            let second = (tile + 1 < num_tiles).then(|| x(tile + 1));
+            let (mut left, mut right) = (left.iter_mut(), right.iter_mut());
+            let sums = [[left.next(), right.next()], [left.next(), right.next()]];
+            session.accumulate([Some(x(tile)), second], weights, sums);
+        }
+    }
+
+    fn num_tiles(&self) -> usize {
+        self.rows.len().div_ceil(TILE_ROWS)
+    }
+
+    /// The steps of a panel in equal parts of at most `max_steps`.
+    fn chunks(&self, max_steps: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let num_steps = self.w.layout.num_steps;
+        let len = num_steps.div_ceil(num_steps.div_ceil(max_steps));
+        (0..num_steps)
+            .step_by(len)
+            .map(move |start| start..num_steps.min(start + len))
+    }
+
+    /// Stores a panel's sums, `[row][LANES]`.
+    fn store(&self, panel: usize, sums: &[[f32; LANES]]) {
+        let start = panel * LANES;
+        let lanes = LANES.min(self.w.rows - start);
+        for (row, sums) in self.rows.clone().zip(sums) {
+            match lanes {
+                // Of constant length, which spares a call for each.
+                LANES => self.out.store(row, start, &sums[..LANES]),
+                lanes => self.out.store(row, start, &sums[..lanes]),
+            }
+        }
+    }
+}
