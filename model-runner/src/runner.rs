@@ -8,7 +8,7 @@ use pageloom_paged_attn_kernels::{CacheLayout, KvDtype};
 use crate::batch::{Batch, RowOutput, StepOutput};
 use crate::error::RunError;
 use crate::models::{Activations, Llama};
-use crate::ops::{Backend, CpuBackend, CpuRows, WeightDtype};
+use crate::ops::{Backend, CpuBackend, CpuRows, Quantization, WeightDtype, WeightOptions};
 use crate::sampling::Sampler;
 use crate::weights::{Checkpoint, LoadError, ModelConfig};
 
@@ -20,6 +20,9 @@ const LOGIT_ROWS: usize = 64;
 pub struct LoadOptions {
     /// How matrices are kept in memory.
     pub dtype: WeightDtype,
+    /// Whether weights are quantised that the file does not have quantised already; only with
+    /// [`WeightDtype::Auto`].
+    pub quantization: Option<Quantization>,
     /// Threads that compute, the caller's included.
     pub num_threads: usize,
 }
@@ -30,6 +33,7 @@ impl Default for LoadOptions {
         let num_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         LoadOptions {
             dtype: WeightDtype::Auto,
+            quantization: None,
             num_threads,
         }
     }
@@ -52,7 +56,10 @@ impl Model {
         let frequencies = config.inv_freq();
         let backend = CpuBackend::new(
             options.num_threads,
-            options.dtype,
+            WeightOptions {
+                dtype: options.dtype,
+                quantization: options.quantization,
+            },
             config.num_heads,
             frequencies,
         );

@@ -80,7 +80,8 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let plan = &self.plan;
         let dtype = match self.dtype {
-            WeightDtype::Auto => "as in the file (quantised: bf16)",
+            WeightDtype::Auto => "as in the file",
+            WeightDtype::Exact => "as in the file (quantised: bf16), f32 arithmetic",
             WeightDtype::F32 => "f32",
             WeightDtype::Bf16 => "bf16",
         };
@@ -149,6 +150,9 @@ pub fn launch(
     if model.device == Device::Cuda {
         bail!("--device cuda: this build has no CUDA back end yet; use --device cpu or auto");
     }
+    if model.quantization.bits().is_some() && model.dtype.weights() != WeightDtype::Auto {
+        bail!("--quantization: quantised weights are multiplied as --dtype auto does");
+    }
     if cache.preemption_mode == Preemption::Swap && cache.swap_space == 0 {
         bail!("--preemption-mode swap: there is nowhere to swap to; give --swap-space");
     }
@@ -167,6 +171,7 @@ pub fn launch(
         shared_prefix::read_all(&options.shared_prefixes, &tokenizer, template.as_ref())?;
     let mut load = LoadOptions {
         dtype: model.dtype.weights(),
+        quantization: model.quantization.bits(),
         ..LoadOptions::default()
     };
     if let Some(threads) = model.threads {

@@ -44,9 +44,15 @@ pub(crate) fn runner(config: &EngineConfig) -> CpuRunner {
 }
 
 fn runner_of(checkpoint: &Checkpoint, config: &EngineConfig, kv_dtype: KvDtype) -> CpuRunner {
+    // An f32 cache goes with f32 arithmetic, as on the command line.
+    let dtype = match kv_dtype {
+        KvDtype::F32 => WeightDtype::Exact,
+        _ => WeightDtype::Auto,
+    };
     let options = LoadOptions {
-        dtype: WeightDtype::Auto,
+        dtype,
         num_threads: 2,
+        ..LoadOptions::default()
     };
     let model = Model::load(checkpoint, options).expect("it loads");
     let cache = RunnerConfig {

@@ -1,31 +1,55 @@
 //! The CPU back end: f32 activations in memory, matrices packed for the kernels.
 
-use std::convert::Infallible;
+mod matrix;
+
 use std::sync::Arc;
 
 use pageloom_paged_attn_kernels::cpu::{
-    AttendArgs, AttendBatch, AttendPlan, Epilogue, Heads, Isa, LinearScratch, MatrixDtype,
-    PackedMatrix, RopeAngles, ThreadPool, attend, copy_blocks, linear, rms_norm, rms_norm_heads,
-    rope, silu_mul, swap_blocks, write_kv,
+    AttendArgs, AttendBatch, AttendPlan, Epilogue, Heads, Isa, LinearScratch, PackedMatrix,
+    RopeAngles, ThreadPool, attend, copy_blocks, linear, rms_norm, rms_norm_heads, rope, silu_mul,
+    swap_blocks, write_kv,
 };
 use pageloom_paged_attn_kernels::{CacheLayout, KernelError, KvCache, Rows, RowsMut};
 
 use super::{Backend, Linear, QkvLayout};
 use crate::batch::Batch;
 use crate::error::RunError;
-use crate::weights::{LoadError, Tensor, WeightType};
+use crate::weights::{LoadError, Tensor};
 
-/// How matrices are kept in memory. Sums are f32 whatever the choice.
+/// How matrices are kept in memory, and what they are multiplied by. Sums are f32 whatever the
+/// choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightDtype {
-    /// What the file holds: f32 for f32 and f16 matrices, bf16 for bf16 ones. Quantised matrices
-    /// are dequantised to bf16, whose rounding (one part in 500) is far below their own steps.
+    /// As the file has them: quantised ones stay packed. Where weights are bf16 or quantised, the
+    /// inputs of linear layers are rounded to bf16; f32 and f16 weights are multiplied in f32.
     #[default]
     Auto,
-    /// 4 bytes a weight: exact, whatever the file holds.
+    /// f32 inputs, with weights as the file has them: f32 for f32 and f16 matrices, bf16 for bf16
+    /// ones. Quantised matrices are dequantised to bf16, whose rounding (one part in 512) is far
+    /// below their own steps.
+    Exact,
+    /// f32 inputs and 4 bytes a weight: exact, whatever the file holds.
     F32,
-    /// 2 bytes a weight, rounded to nearest even: half the memory to read for each token.
+    /// 2 bytes a weight, rounded to nearest even, and inputs rounded to bf16.
     Bf16,
+}
+
+/// To how many bits weights are quantised that the file does not have quantised already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantization {
+    /// 8 bits, a scale for every 32 weights of a row: 8.5 bits a weight.
+    Int8,
+    /// 4 bits, a scale and a minimum for every 32 weights of a row: 5 bits a weight.
+    Int4,
+}
+
+/// How weights are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WeightOptions {
+    /// How they are kept.
+    pub dtype: WeightDtype,
+    /// Whether they are quantised on the way; with [`WeightDtype::Auto`] only.
+    pub quantization: Option<Quantization>,
 }
 
 /// Activations, `[num_rows, width]`, dense.
@@ -41,7 +65,7 @@ pub struct CpuRows {
 pub struct CpuBackend {
     pool: Arc<ThreadPool>,
     isa: Isa,
-    dtype: WeightDtype,
+    weights: WeightOptions,
     inverse_frequencies: Vec<f32>,
     num_heads: usize,
     cache: Option<KvCache>,
@@ -58,14 +82,14 @@ impl CpuBackend {
     /// `inverse_frequencies`: `[head_dim / 2]`, radians a position.
     pub fn new(
         num_threads: usize,
-        dtype: WeightDtype,
+        weights: WeightOptions,
         num_heads: usize,
         inverse_frequencies: Vec<f32>,
     ) -> Self {
         CpuBackend {
             pool: Arc::new(ThreadPool::new(num_threads)),
             isa: Isa::detect(),
-            dtype,
+            weights,
             inverse_frequencies,
             num_heads,
             cache: None,
@@ -102,22 +126,6 @@ impl CpuBackend {
         &self.pool
     }
 
-    fn matrix_dtype(&self, parts: &[Tensor<'_>]) -> MatrixDtype {
-        match self.dtype {
-            WeightDtype::F32 => MatrixDtype::F32,
-            WeightDtype::Bf16 => MatrixDtype::Bf16,
-            WeightDtype::Auto => {
-                let wide =
-                    |part: &Tensor<'_>| matches!(part.dtype(), WeightType::F32 | WeightType::F16);
-                if parts.iter().any(wide) {
-                    MatrixDtype::F32
-                } else {
-                    MatrixDtype::Bf16
-                }
-            }
-        }
-    }
-
     fn product(
         &mut self,
         x: &CpuRows,
@@ -148,23 +156,7 @@ impl Backend for CpuBackend {
     type Rows = CpuRows;
 
     fn load_matrix(&self, parts: &[Tensor<'_>]) -> Result<PackedMatrix, LoadError> {
-        let cols = parts.first().map_or(0, Tensor::cols);
-        let rows = parts.iter().map(Tensor::rows).sum();
-        let read_row = |mut row: usize, out: &mut [f32]| {
-            for part in parts {
-                if row < part.rows() {
-                    part.read_row(row, out);
-                    break;
-                }
-                row -= part.rows();
-            }
-            Ok::<(), Infallible>(())
-        };
-        let dtype = self.matrix_dtype(parts);
-        match PackedMatrix::pack(&self.pool, (rows, cols), dtype, read_row) {
-            Ok(matrix) => Ok(matrix),
-            Err(never) => match never {},
-        }
+        Ok(matrix::pack(&self.pool, self.weights, parts))
     }
 
     fn matrix_bytes(matrix: &PackedMatrix) -> u64 {

@@ -6,7 +6,7 @@
 
 mod cpu;
 
-pub use cpu::{CpuBackend, CpuRows, WeightDtype};
+pub use cpu::{CpuBackend, CpuRows, Quantization, WeightDtype, WeightOptions};
 pub use pageloom_paged_attn_kernels::cpu::Heads;
 
 use crate::batch::Batch;

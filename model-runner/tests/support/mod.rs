@@ -38,6 +38,7 @@ pub(crate) fn runner_with_host(
         LoadOptions {
             dtype,
             num_threads: 2,
+            ..Default::default()
         },
     )
     .unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use pageloom_engine::{PreemptionMode, SchedulingPolicy};
-use pageloom_model_runner::{KvDtype, WeightDtype};
+use pageloom_model_runner::{KvDtype, Quantization, WeightDtype};
 
 use crate::bytes::{parse_bytes, parse_gib};
 use crate::model::DEFAULT_MODEL;
@@ -22,10 +22,15 @@ pub struct ModelOptions {
     // Not the comment above: rustdoc would take the brackets of a hub id for a link.
     #[arg(short, long, default_value = DEFAULT_MODEL, help = MODEL_HELP)]
     pub model: String,
-    /// Numbers in memory; arithmetic is f32 always. f32: weights as in the file, quantised ones
-    /// dequantised to bf16, and an f32 KV cache; auto: the same with a bf16 KV cache; bf16: both bf16
+    /// How numbers are kept and multiplied; sums are f32 always. auto: weights as in the file,
+    /// quantised ones packed, inputs of linear layers rounded to bf16, and a bf16 KV cache; bf16:
+    /// the same with all weights as bf16; f32: f32 inputs, weights as in the file (quantised ones
+    /// as bf16), and an f32 KV cache
     #[arg(long, value_enum, default_value_t)]
     pub dtype: NumberFormat,
+    /// Quantise weights that the file does not have quantised already, as the model is loaded
+    #[arg(long, value_enum, default_value_t)]
+    pub quantization: WeightQuantization,
     /// Where to compute
     #[arg(long, value_enum, default_value_t)]
     pub device: Device,
@@ -137,7 +142,7 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
     Err(format!("must be from 0 to {YEAR} seconds"))
 }
 
-/// Number format of weights or of the KV cache. Arithmetic is f32 in all of them.
+/// Number format of weights or of the KV cache.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum NumberFormat {
     /// See the flag's help.
@@ -152,11 +157,12 @@ pub enum NumberFormat {
 }
 
 impl NumberFormat {
-    /// How the runner keeps weights. f32 arithmetic needs no f32 copy of a bf16 weight, which is
+    /// How the runner keeps weights. Exact arithmetic needs no f32 copy of a bf16 weight, which is
     /// the same number; quantised ones are rounded by at most one part in 512.
     pub fn weights(self) -> WeightDtype {
         match self {
-            NumberFormat::Auto | NumberFormat::F32 => WeightDtype::Auto,
+            NumberFormat::Auto => WeightDtype::Auto,
+            NumberFormat::F32 => WeightDtype::Exact,
             NumberFormat::Bf16 => WeightDtype::Bf16,
         }
     }
@@ -166,6 +172,29 @@ impl NumberFormat {
         match (self, dtype) {
             (NumberFormat::F32, _) | (NumberFormat::Auto, NumberFormat::F32) => KvDtype::F32,
             _ => KvDtype::Bf16,
+        }
+    }
+}
+
+/// To how many bits weights are quantised.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightQuantization {
+    /// As they are in the file.
+    #[default]
+    None,
+    /// 8.5 bits a weight.
+    Int8,
+    /// 5 bits a weight.
+    Int4,
+}
+
+impl WeightQuantization {
+    /// As the model runner calls it.
+    pub fn bits(self) -> Option<Quantization> {
+        match self {
+            WeightQuantization::None => None,
+            WeightQuantization::Int8 => Some(Quantization::Int8),
+            WeightQuantization::Int4 => Some(Quantization::Int4),
         }
     }
 }
