@@ -54,8 +54,11 @@ impl Scheduler {
             });
             return;
         }
+        let end = self.accept(planned, result.num_accepted());
+        let block_size = self.block_size();
+        let sequence = &mut self.sequences[slot as usize];
         // Only full blocks are worth telling: a partial one is shared with nobody.
-        let whole = planned.positions.end - planned.positions.end % self.blocks.config().block_size;
+        let whole = end - end % block_size;
         if whole > sequence.num_committed {
             let table = sequence.table.expect("a planned sequence has a table");
             let computed = &sequence.tokens[sequence.num_committed..whole];
@@ -63,9 +66,9 @@ impl Scheduler {
             sequence.num_committed = whole;
         }
         self.stats.num_computed_tokens += planned.positions.len() as u64;
-        let again = sequence.high_water.min(planned.positions.end);
+        let again = sequence.high_water.min(end);
         self.stats.num_recomputed_tokens += again.saturating_sub(planned.positions.start) as u64;
-        sequence.num_computed = planned.positions.end;
+        sequence.num_computed = end;
         sequence.high_water = sequence.high_water.max(sequence.num_computed);
         sequence.num_scored = sequence.num_scored.max(planned.scores.end);
         if !sequence.prompt_reported && sequence.num_computed >= sequence.num_prompt {
@@ -76,12 +79,11 @@ impl Scheduler {
             });
         }
         match (planned.sample, result) {
-            (true, SeqResult::Token(token)) => {
+            (true, SeqResult::Token(token) | SeqResult::Tokens { token, .. }) => {
                 sequence.tokens.push(token);
-                events.push(SeqEvent::Token {
-                    id: planned.id,
-                    token,
-                });
+                let id = planned.id;
+                let new = sequence.tokens[end - result.num_accepted()..].iter();
+                events.extend(new.map(|&token| SeqEvent::Token { id, token }));
             }
             (false, SeqResult::Computed) => {}
             (sample, other) => panic!(
@@ -98,6 +100,8 @@ impl Scheduler {
                 id: planned.id,
                 reason: EndReason::Length,
             });
+        } else if planned.num_drafts > 0 {
+            self.give_back_drafts(slot);
         }
     }
 

@@ -29,6 +29,8 @@ pub struct Scheduler {
     pub(crate) num_seats: usize,
     /// Members of running groups that have no table.
     pub(crate) num_tableless: usize,
+    /// Drafts were proposed since the last plan.
+    pub(crate) has_drafts: bool,
     pub(crate) plan: StepPlan,
     /// The step of `plan`, until it is reported.
     pub(crate) in_flight: Option<StepId>,
@@ -75,6 +77,7 @@ impl Scheduler {
             waiting: WaitingQueue::default(),
             num_seats: 0,
             num_tableless: 0,
+            has_drafts: false,
             in_flight: None,
             next_step: 0,
             blocked: None,
@@ -125,6 +128,7 @@ impl Scheduler {
             num_committed: 0,
             num_slots: 0,
             tokens: new.prompt,
+            drafts: Vec::new(),
             num_prompt,
             max_len: num_prompt + new.max_tokens,
             high_water: 0,
