@@ -7,6 +7,7 @@ use pageloom_scheduler::SeqId;
 
 use crate::{
     FinishReason, GeneratedToken, OutputDelta, Request, RequestId, StopCause,
+    speculative::DraftLimit,
     stats::SequenceTimes,
     text::{Detokenizer, StopStrings, Tokenizer},
 };
@@ -28,6 +29,8 @@ pub(crate) struct SequenceState {
     /// What the step drew for it, until the scheduler has taken the tokens in; one a step, unless
     /// drafts turned out right.
     pub(crate) drawn: VecDeque<RowOutput>,
+    /// How many drafts its next step may have.
+    pub(crate) draft_limit: DraftLimit,
     /// Why the step failed for it.
     pub(crate) failure: Option<String>,
     max_tokens: usize,
@@ -67,6 +70,7 @@ impl SequenceState {
             prompt_scores: Vec::new(),
             num_candidates: shared.num_candidates,
             drawn: VecDeque::new(),
+            draft_limit: DraftLimit::default(),
             failure: None,
             max_tokens: shared.max_tokens,
             num_generated: 0,

@@ -52,8 +52,12 @@ impl Engine {
             return Ok(true);
         }
         if let Some(proposer) = &mut self.proposer {
-            let propose = |_, tokens: &[_], drafts: &mut _| proposer.propose(tokens, drafts);
-            self.scheduler.propose(propose);
+            let states = &self.states;
+            self.scheduler.propose(|id, tokens, drafts| {
+                proposer.propose(tokens, drafts);
+                let state = states[id.index()].as_ref();
+                drafts.truncate(state.map_or(0, |state| state.draft_limit.most()));
+            });
         }
         let Some(plan) = self.scheduler.schedule() else {
             let stats = self.scheduler.stats();
@@ -219,7 +223,12 @@ fn take_rows(
     let mut result = SeqResult::Computed;
     if planned.sample {
         match take_drawn(drafts, rows, state.as_deref_mut()) {
-            Ok(drawn) => result = drawn,
+            Ok(drawn) => {
+                result = drawn;
+                if let (SeqResult::Tokens { num_accepted, .. }, Some(state)) = (drawn, &mut state) {
+                    state.draft_limit.observe(drafts.len(), num_accepted);
+                }
+            }
             Err(error) => failure = Some(error.to_string()),
         }
     }

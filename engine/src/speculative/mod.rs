@@ -16,10 +16,14 @@
 //! with all of the draft's probability on one token): it is accepted with the probability `p` that
 //! the model gives it, and otherwise what is drawn has the distribution of the others.
 //!
+//! How many drafts are computed follows what became of the last ones: see [`DraftLimit`].
+//!
 //! Another proposer, as a small model, is another implementation of [`Proposer`] beside [`Ngram`].
 
+mod limit;
 mod ngram;
 
+pub(crate) use limit::DraftLimit;
 pub use ngram::Ngram;
 use pageloom_model_runner::TokenId;
 
@@ -42,7 +46,8 @@ pub trait Proposer {
 /// sequence, prompt or output, may follow them again ("prompt lookup").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NgramConfig {
-    /// Most drafts a step computes for a sequence, 1 to [`MAX_SPECULATIVE_TOKENS`].
+    /// Most drafts a step computes for a sequence, 1 to [`MAX_SPECULATIVE_TOKENS`]. Fewer while
+    /// drafts turn out wrong.
     pub num_speculative_tokens: usize,
     /// Fewest last tokens that must have occurred before; at least 1.
     pub prompt_lookup_min: usize,
@@ -54,9 +59,9 @@ pub struct NgramConfig {
 impl Default for NgramConfig {
     fn default() -> Self {
         NgramConfig {
-            num_speculative_tokens: 5,
+            num_speculative_tokens: 8,
             prompt_lookup_min: 2,
-            prompt_lookup_max: 4,
+            prompt_lookup_max: 6,
         }
     }
 }

@@ -106,14 +106,14 @@ pub struct SpeculationOptions {
     /// ngram: what followed the last tokens where they occurred before, in prompt or output
     #[arg(long, value_enum, default_value_t)]
     pub speculative: Speculative,
-    /// Most drafts of a sequence in a step [default: 5]
+    /// Most drafts of a sequence in a step; fewer while they turn out wrong [default: 8]
     #[arg(long, value_name = "TOKENS")]
     pub num_speculative_tokens: Option<usize>,
     /// Fewest last tokens that must have occurred before [default: 2, or --prompt-lookup-max if
     /// that is less]
     #[arg(long, value_name = "TOKENS")]
     pub prompt_lookup_min: Option<usize>,
-    /// Most last tokens that are compared [default: 4, or --prompt-lookup-min if that is more]
+    /// Most last tokens that are compared [default: 6, or --prompt-lookup-min if that is more]
     #[arg(long, value_name = "TOKENS")]
     pub prompt_lookup_max: Option<usize>,
 }
