@@ -58,8 +58,8 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 256)]
     max_tokens: usize,
     /// Rounds, in each of which every column has its turn; the medians are shown
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
 }
 
 /// A workload's prompts, and what was measured of each column.
@@ -73,11 +73,10 @@ struct Column {
     engine: Engine,
     /// `None`: without speculation.
     num_drafts: Option<usize>,
-    /// Tokens a second after the first, one for each round.
-    rates: Vec<f64>,
+    /// Seconds from the first token to the last: for each prompt, one for each round.
+    seconds: Vec<Vec<f64>>,
+    /// Steps in which those were computed.
     num_steps: u64,
-    num_draft_tokens: u64,
-    num_accepted_tokens: u64,
     /// The answers of the last round.
     answers: Vec<Vec<TokenId>>,
 }
@@ -105,14 +104,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let prompts = texts.iter().map(|text| prompt(text, &template, &tokenizer));
         let mut rows = Rows {
             prompts: prompts.collect::<anyhow::Result<_>>()?,
-            columns: columns(args, &checkpoint, &tokenizer)?,
+            columns: columns(args, &checkpoint, &tokenizer, texts.len())?,
         };
         for _ in 0..args.rounds {
-            for column in &mut rows.columns {
-                column.measure(args, &rows.prompts)?;
+            // In turn for each prompt: the machine may not be ours alone.
+            for (at, prompt) in rows.prompts.iter().enumerate() {
+                for column in &mut rows.columns {
+                    column.measure(args, at, prompt)?;
+                }
             }
         }
-        rows.print(name)?;
+        rows.print(name, usize::from(args.rounds))?;
     }
     Ok(())
 }
@@ -139,6 +141,7 @@ fn columns(
     args: &Args,
     checkpoint: &Checkpoint,
     tokenizer: &Arc<Tokenizer>,
+    num_prompts: usize,
 ) -> anyhow::Result<Vec<Column>> {
     let with = args.num_speculative_tokens.iter().copied().map(Some);
     let make = |num_drafts: Option<usize>| {
@@ -171,70 +174,64 @@ fn columns(
         Ok(Column {
             engine: Engine::new(config, executor, Arc::clone(tokenizer))?,
             num_drafts,
-            rates: Vec::new(),
+            seconds: vec![Vec::new(); num_prompts],
             num_steps: 0,
-            num_draft_tokens: 0,
-            num_accepted_tokens: 0,
-            answers: Vec::new(),
+            answers: vec![Vec::new(); num_prompts],
         })
     };
     [None].into_iter().chain(with).map(make).collect()
 }
 
 impl Column {
-    /// Answers every prompt, one after the other.
-    fn measure(&mut self, args: &Args, prompts: &[Vec<TokenId>]) -> anyhow::Result<()> {
-        self.answers.clear();
-        let (mut time, mut num_tokens, mut num_steps) = (Duration::ZERO, 0, 0);
-        let before = self.engine.stats();
-        for prompt in prompts {
-            let request = Request {
-                max_tokens: Some(args.max_tokens),
-                sampling: SamplingParams {
-                    temperature: args.temperature,
-                    ..SamplingParams::default()
-                },
-                ..Request::new(prompt.clone())
-            };
-            self.engine.add(request, Duration::ZERO)?;
-            let mut answer = Vec::new();
-            let mut first = None;
-            let start = Instant::now();
-            while self.engine.step(start.elapsed())? {
-                num_steps += u64::from(first.is_some());
-                for (_, event) in self.engine.drain_events() {
-                    if let RequestEvent::Output(delta) = event {
-                        answer.extend(delta.tokens.iter().map(|token| token.id));
-                    }
-                }
-                if first.is_none() && !answer.is_empty() {
-                    first = Some(start.elapsed());
+    /// Answers one of the prompts.
+    fn measure(&mut self, args: &Args, at: usize, prompt: &[TokenId]) -> anyhow::Result<()> {
+        let request = Request {
+            max_tokens: Some(args.max_tokens),
+            sampling: SamplingParams {
+                temperature: args.temperature,
+                ..SamplingParams::default()
+            },
+            ..Request::new(prompt.to_vec())
+        };
+        self.engine.add(request, Duration::ZERO)?;
+        let mut answer = Vec::new();
+        let mut first = None;
+        let start = Instant::now();
+        while self.engine.step(start.elapsed())? {
+            self.num_steps += u64::from(first.is_some());
+            for (_, event) in self.engine.drain_events() {
+                if let RequestEvent::Output(delta) = event {
+                    answer.extend(delta.tokens.iter().map(|token| token.id));
                 }
             }
-            time += start.elapsed() - first.context("no token was drawn")?;
-            num_tokens += answer.len() - 1;
-            self.answers.push(answer);
+            if first.is_none() && !answer.is_empty() {
+                first = Some(start.elapsed());
+            }
         }
-        let after = self.engine.stats();
-        self.rates.push(num_tokens as f64 / time.as_secs_f64());
-        self.num_steps = num_steps;
-        self.num_draft_tokens = after.num_draft_tokens - before.num_draft_tokens;
-        self.num_accepted_tokens = after.num_accepted_tokens - before.num_accepted_tokens;
+        let time = start.elapsed() - first.context("no token was drawn")?;
+        self.seconds[at].push(time.as_secs_f64());
+        self.answers[at] = answer;
         Ok(())
     }
 
-    fn median(&self) -> f64 {
-        let mut rates = self.rates.clone();
-        rates.sort_by(f64::total_cmp);
-        rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN)
+    /// Seconds from the first token of each answer to its last: the sum of each prompt's median.
+    fn median_seconds(&self) -> f64 {
+        let median = |seconds: &Vec<f64>| {
+            let mut seconds = seconds.clone();
+            seconds.sort_by(f64::total_cmp);
+            seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        self.seconds.iter().map(median).sum()
     }
 }
 
 impl Rows {
-    fn print(&self, name: &str) -> anyhow::Result<()> {
+    fn print(&self, name: &str, num_rounds: usize) -> anyhow::Result<()> {
         let without = &self.columns[0];
         let num_prompt: usize = self.prompts.iter().map(Vec::len).sum();
         let num_output: usize = without.answers.iter().map(Vec::len).sum();
+        // But for the first of each.
+        let num_timed = (num_output - self.prompts.len()) as f64;
         for column in &self.columns {
             ensure!(
                 column.answers == without.answers,
@@ -242,19 +239,21 @@ impl Rows {
                 column.num_drafts
             );
             let num_drafts = column.num_drafts.map_or("-".to_owned(), |n| n.to_string());
-            let accepted = match column.num_draft_tokens {
+            let stats = column.engine.stats();
+            let accepted = match stats.num_draft_tokens {
                 0 => "-".to_owned(),
                 drafts => {
-                    let share = 100.0 * column.num_accepted_tokens as f64 / drafts as f64;
-                    format!("{share:.0} % of {drafts}")
+                    let share = 100.0 * stats.num_accepted_tokens as f64 / drafts as f64;
+                    format!("{share:.0} % of {}", drafts / num_rounds as u64)
                 }
             };
-            let rate = column.median();
+            let seconds = column.median_seconds();
             println!(
-                "| {name} | {num_prompt} + {num_output} | {num_drafts} | {rate:.1} | {:.2} | \
+                "| {name} | {num_prompt} + {num_output} | {num_drafts} | {:.1} | {:.2} | \
                  {accepted} | {:.2} |",
-                rate / without.median(),
-                (num_output - self.prompts.len()) as f64 / column.num_steps as f64
+                num_timed / seconds,
+                without.median_seconds() / seconds,
+                num_timed * num_rounds as f64 / column.num_steps as f64
             );
         }
         Ok(())
