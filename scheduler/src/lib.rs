@@ -87,6 +87,7 @@ mod drafts;
 mod error;
 mod group;
 mod headroom;
+mod holding;
 mod plan;
 mod queue;
 mod report;

@@ -54,9 +54,47 @@ impl Scheduler {
             });
             return;
         }
-        let end = self.accept(planned, result.num_accepted());
-        let block_size = self.block_size();
+        self.take_computed(planned, result.num_accepted(), events);
         let sequence = &mut self.sequences[slot as usize];
+        match (planned.sample, result) {
+            (true, SeqResult::Token(token) | SeqResult::Tokens { token, .. }) => {
+                sequence.tokens.push(token);
+                let id = planned.id;
+                let num_new = result.num_accepted() + 1;
+                let new = sequence.tokens[sequence.tokens.len() - num_new..].iter();
+                events.extend(new.map(|&token| SeqEvent::Token { id, token }));
+            }
+            (false, SeqResult::Computed) => {}
+            (sample, other) => panic!(
+                "sequence {} was planned with sample {sample} and reported {other:?}",
+                planned.id
+            ),
+        }
+        // With max_tokens 0 the sequence is complete once its prompt is computed.
+        let complete = sequence.tokens.len() == sequence.max_len
+            && (planned.sample || sequence.num_computed == sequence.max_len);
+        if complete {
+            self.end(slot);
+            events.push(SeqEvent::Ended {
+                id: planned.id,
+                reason: EndReason::Length,
+            });
+        } else if planned.num_drafts > 0 {
+            self.give_back_drafts(slot);
+        }
+    }
+
+    /// Takes in that the positions of a sequence were computed, but for those of drafts that were
+    /// not accepted.
+    fn take_computed(
+        &mut self,
+        planned: &PlannedSeq,
+        num_accepted: usize,
+        events: &mut Vec<SeqEvent>,
+    ) {
+        let end = self.accept(planned, num_accepted);
+        let block_size = self.block_size();
+        let sequence = &mut self.sequences[planned.id.index()];
         // Only full blocks are worth telling: a partial one is shared with nobody.
         let whole = end - end % block_size;
         if whole > sequence.num_committed {
@@ -77,31 +115,6 @@ impl Scheduler {
                 id: planned.id,
                 num_cached_tokens: sequence.num_cached,
             });
-        }
-        match (planned.sample, result) {
-            (true, SeqResult::Token(token) | SeqResult::Tokens { token, .. }) => {
-                sequence.tokens.push(token);
-                let id = planned.id;
-                let new = sequence.tokens[end - result.num_accepted()..].iter();
-                events.extend(new.map(|&token| SeqEvent::Token { id, token }));
-            }
-            (false, SeqResult::Computed) => {}
-            (sample, other) => panic!(
-                "sequence {} was planned with sample {sample} and reported {other:?}",
-                planned.id
-            ),
-        }
-        // With max_tokens 0 the sequence is complete once its prompt is computed.
-        let complete = sequence.tokens.len() == sequence.max_len
-            && (planned.sample || sequence.num_computed == sequence.max_len);
-        if complete {
-            self.end(slot);
-            events.push(SeqEvent::Ended {
-                id: planned.id,
-                reason: EndReason::Length,
-            });
-        } else if planned.num_drafts > 0 {
-            self.give_back_drafts(slot);
         }
     }
 
