@@ -9,7 +9,7 @@ impl Scheduler {
     /// Returns how many tokens that is.
     ///
     /// # Panics
-    /// If more than [`Config::num_resident_blocks`] would be held.
+    /// If more than [`Config::num_resident_blocks`](crate::Config::num_resident_blocks) would be held.
     pub fn hold(&mut self, tokens: &[TokenId], namespace: Namespace) -> usize {
         // A look-up leaves the last token to be computed.
         let mut known = tokens.to_vec();
