@@ -27,7 +27,7 @@ pub(crate) fn fill<'a>(
         add_scores(batch, planned, scheduler, state);
         if planned.sample {
             for state in iter::once(state).chain(to_fork(state.request)) {
-                add_sample(batch, planned, scheduler, state);
+                add_samples(batch, planned, scheduler, state);
             }
         }
     }
@@ -57,7 +57,9 @@ fn add_tokens(batch: &mut Batch, planned: &PlannedSeq, scheduler: &Scheduler, bl
     let tokens = scheduler.tokens(planned.id).expect("alive");
     let blocks = scheduler.blocks(planned.id).expect("running");
     let positions = planned.positions.clone();
-    batch.tokens.extend_from_slice(&tokens[positions.clone()]);
+    let own = positions.start..positions.end - planned.num_drafts;
+    batch.tokens.extend_from_slice(&tokens[own]);
+    batch.tokens.extend_from_slice(scheduler.drafts(planned));
     batch.positions.extend(positions.clone().map(index));
     batch.slots.extend(positions.clone().map(|position| {
         index(blocks[position / block_size].index() * block_size + position % block_size)
@@ -91,35 +93,42 @@ fn add_scores(
     }
 }
 
-/// Has the last row's logits drawn from, or expanded, as this sequence wants it.
-fn add_sample(
+/// Has the logits of the last token's row, and of each draft's, drawn from or expanded as this
+/// sequence wants it.
+fn add_samples(
     batch: &mut Batch,
     planned: &PlannedSeq,
     scheduler: &Scheduler,
     state: &SequenceState,
 ) {
-    let history = match state.params.needs_history() {
-        true => scheduler.tokens(planned.id).expect("alive").to_vec(),
-        false => Vec::new(),
-    };
-    let (params, num_prompt_tokens) = (state.params.clone(), index(state.num_prompt_tokens));
-    let want = match state.num_candidates {
-        0 => Want::Sample {
-            params,
-            num_prompt_tokens,
-            history,
-        },
-        num_candidates => Want::Expand {
-            params,
-            num_candidates,
-            num_prompt_tokens,
-            history,
-        },
-    };
-    batch.outputs.push(OutputRow {
-        row: index(batch.tokens.len() - 1),
-        want,
-    });
+    let tokens = scheduler.tokens(planned.id).expect("alive");
+    let drafts = scheduler.drafts(planned);
+    let num_prompt_tokens = index(state.num_prompt_tokens);
+    for num_before in 0..=drafts.len() {
+        // As if the drafts before it had been drawn.
+        let history = match state.params.needs_history() {
+            true => [tokens, &drafts[..num_before]].concat(),
+            false => Vec::new(),
+        };
+        let params = state.params.clone();
+        let want = match state.num_candidates {
+            0 => Want::Sample {
+                params,
+                num_prompt_tokens,
+                history,
+            },
+            num_candidates => Want::Expand {
+                params,
+                num_candidates,
+                num_prompt_tokens,
+                history,
+            },
+        };
+        batch.outputs.push(OutputRow {
+            row: index(batch.tokens.len() - drafts.len() + num_before - 1),
+            want,
+        });
+    }
 }
 
 /// Rows, positions and slots are 32 bits wide in a batch.

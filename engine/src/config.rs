@@ -5,7 +5,7 @@ use std::time::Duration;
 use pageloom_model_runner::TokenId;
 use pageloom_scheduler::{PreemptionMode, SchedulingPolicy};
 
-use crate::EngineError;
+use crate::{EngineError, NgramConfig};
 
 /// Sizes and caps of an [`Engine`](crate::Engine).
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +47,9 @@ pub struct EngineConfig {
     pub preemption_mode: PreemptionMode,
     /// Share of the blocks that admission leaves to running sequences, in `[0, 1)`.
     pub watermark: f64,
+    /// Guesses at the next tokens are computed with the last one; `None`, the default, for none.
+    /// No output depends on it.
+    pub speculative: Option<NgramConfig>,
     /// Seed of the prefix cache's hash. A server draws it at random; a simulation fixes it.
     pub hash_seed: u64,
     /// How long work may wait without a step being completed before the engine counts as sick.
@@ -72,6 +75,7 @@ impl Default for EngineConfig {
             scheduling_policy: scheduler.policy,
             preemption_mode: scheduler.preemption_mode,
             watermark: scheduler.watermark,
+            speculative: None,
             hash_seed: 0,
             stall_timeout: Duration::from_secs(120),
         }
@@ -82,11 +86,14 @@ impl EngineConfig {
     /// Checks every value.
     ///
     /// # Errors
-    /// [`EngineError::Blocks`], [`EngineError::Scheduler`], [`EngineError::TooManySlots`] or one
-    /// about the shared prefixes.
+    /// [`EngineError::Blocks`], [`EngineError::Scheduler`], [`EngineError::Speculation`],
+    /// [`EngineError::TooManySlots`] or one about the shared prefixes.
     pub fn validate(&self) -> Result<(), EngineError> {
         self.blocks().validate()?;
         self.scheduler().validate()?;
+        if let Some(speculative) = &self.speculative {
+            speculative.validate()?;
+        }
         // Slots are 32 bits wide in a batch, and with them every position and row.
         for num_blocks in [self.num_blocks, self.num_host_blocks] {
             let num_slots = num_blocks.checked_mul(self.block_size);

@@ -11,8 +11,8 @@ use pageloom_model_runner::{Batch, SamplingParams, TokenId};
 use pageloom_scheduler::{NewSequence, Scheduler, SeqEvent, SeqId, SeqResult};
 
 use crate::{
-    EngineConfig, EngineError, EngineStats, Executor, FinishReason, Request, RequestError,
-    RequestEvent, RequestId,
+    EngineConfig, EngineError, EngineStats, Executor, FinishReason, Ngram, Proposer, Request,
+    RequestError, RequestEvent, RequestId,
     beam::Beams,
     limits::{Limits, num_queued_tokens},
     ranking::Ranking,
@@ -50,6 +50,8 @@ pub struct Engine {
     pub(crate) batch: Batch,
     pub(crate) results: Vec<SeqResult>,
     pub(crate) seq_events: Vec<SeqEvent>,
+    /// Makes drafts for what is decoded, if anything does.
+    pub(crate) proposer: Option<Box<dyn Proposer + Send>>,
     /// Requests whose beam search draws in the step.
     pub(crate) searched: Vec<RequestId>,
     next_request: u64,
@@ -101,6 +103,10 @@ impl Engine {
         let scheduler = Scheduler::new(config.scheduler(), blocks)?;
         let mut stats = EngineStats::new();
         stats.refresh(&scheduler);
+        let proposer = config.speculative.map(|bounds| {
+            let proposer: Box<dyn Proposer + Send> = Box::new(Ngram::new(bounds));
+            proposer
+        });
         let num_shared_prefixes = config.shared_prefixes.len();
         let mut engine = Engine {
             limits: Arc::new(Limits::new(config, executor.vocab_size())),
@@ -118,6 +124,7 @@ impl Engine {
             batch: Batch::default(),
             results: Vec::new(),
             seq_events: Vec::new(),
+            proposer,
             searched: Vec::new(),
             next_request: 0,
             step_began: Duration::ZERO,
@@ -208,6 +215,12 @@ impl Engine {
     /// Aborts every request.
     pub fn abort_all(&mut self, now: Duration) {
         self.end_all(&FinishReason::Abort, now);
+    }
+
+    /// Has drafts made by `proposer` from now on, in place of what
+    /// [`EngineConfig::speculative`] says. No output depends on it.
+    pub fn set_proposer(&mut self, proposer: Box<dyn Proposer + Send>) {
+        self.proposer = Some(proposer);
     }
 
     /// Whether any request is unfinished.

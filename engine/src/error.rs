@@ -56,6 +56,18 @@ pub enum EngineError {
         /// Why.
         reason: RequestError,
     },
+    /// A bound of the speculation.
+    #[error("{field} must be between {least} and {most}, got {value}")]
+    Speculation {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: usize,
+        /// The least that is accepted.
+        least: usize,
+        /// The most.
+        most: usize,
+    },
     /// Work waits and no step can be planned. A bug: the scheduler always plans one.
     #[error("{num_waiting} sequences wait, {num_running} run, and no step can be planned")]
     Stalled {

@@ -26,6 +26,12 @@
 //! prompt was cut into chunks, found in the cache, or computed again after a preemption; on the
 //! CPU bit for bit, log-probabilities included.
 //!
+//! # Speculation
+//!
+//! With [`EngineConfig::speculative`] a step also computes guesses at the next tokens of what it
+//! decodes, and keeps those that are what it then draws: more than one token a step, and the same
+//! tokens. A [`Proposer`] makes the guesses; beams have none.
+//!
 //! # When something fails
 //!
 //! - A row that cannot be sampled ends its sequence with [`FinishReason::Error`].
@@ -58,6 +64,7 @@ mod request;
 mod search;
 mod sequence;
 mod simulator;
+mod speculative;
 mod stats;
 mod step;
 pub mod text;
@@ -82,6 +89,7 @@ pub use request::{
     RequestId, StopCause,
 };
 pub use simulator::{SimClock, SimConfig, SimExecutor, SimFault};
+pub use speculative::{MAX_PROMPT_LOOKUP, MAX_SPECULATIVE_TOKENS, Ngram, NgramConfig, Proposer};
 pub use stats::{EngineStats, FinishedCounts, Histogram};
 
 /// The README's example is compiled and run with the documentation tests.

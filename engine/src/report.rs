@@ -90,7 +90,7 @@ impl Engine {
         };
         for mut fork in request.to_fork.drain(..) {
             fork.times = state.times.clone();
-            let token = fork.drawn.as_ref().map(|row| row.token);
+            let token = fork.drawn.front().map(|row| row.token);
             // `None` where the first has all its tokens already, and then so has the fork.
             fork.id = match token.and_then(|token| self.scheduler.fork(id, token)) {
                 Some(child) => {
@@ -138,7 +138,7 @@ impl Engine {
     fn take_drawn(&mut self, state: &mut SequenceState, now: Duration) -> OutputDelta {
         let RowOutput {
             token, logprobs, ..
-        } = state.drawn.take().expect("a token was drawn");
+        } = state.drawn.pop_front().expect("a token was drawn");
         self.stats.observe_token(&mut state.times, now);
         state.take_token(
             &self.tokenizer,

@@ -49,7 +49,7 @@ impl Engine {
         let beams = request.alive.clone();
         let rows = beams.iter().map(|&beam| {
             let state = self.states[beam.index()].as_mut();
-            state.expect("a beam is alive").drawn.take()
+            state.expect("a beam is alive").drawn.pop_front()
         });
         let results = match rows.collect::<Option<Vec<_>>>() {
             Some(rows) => self.choose_survivors(id, rows),

@@ -1,12 +1,13 @@
 //! One sequence on its way from tokens to text.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use pageloom_model_runner::{RowOutput, SamplingParams, TokenId, TokenLogprobs};
 use pageloom_scheduler::SeqId;
 
 use crate::{
     FinishReason, GeneratedToken, OutputDelta, Request, RequestId, StopCause,
+    speculative::DraftLimit,
     stats::SequenceTimes,
     text::{Detokenizer, StopStrings, Tokenizer},
 };
@@ -25,8 +26,11 @@ pub(crate) struct SequenceState {
     pub(crate) prompt_scores: Vec<TokenLogprobs>,
     /// How many candidates for its next token a step computes; 0 if it draws one.
     pub(crate) num_candidates: usize,
-    /// What the step drew for it, until the scheduler has taken the token in.
-    pub(crate) drawn: Option<RowOutput>,
+    /// What the step drew for it, until the scheduler has taken the tokens in; one a step, unless
+    /// drafts turned out right.
+    pub(crate) drawn: VecDeque<RowOutput>,
+    /// How many drafts its next step may have.
+    pub(crate) draft_limit: DraftLimit,
     /// Why the step failed for it.
     pub(crate) failure: Option<String>,
     max_tokens: usize,
@@ -65,7 +69,8 @@ impl SequenceState {
             times: shared.times.clone(),
             prompt_scores: Vec::new(),
             num_candidates: shared.num_candidates,
-            drawn: None,
+            drawn: VecDeque::new(),
+            draft_limit: DraftLimit::default(),
             failure: None,
             max_tokens: shared.max_tokens,
             num_generated: 0,
@@ -82,7 +87,7 @@ impl SequenceState {
             params: self.params.clone(),
             times: self.times.clone(),
             prompt_scores: Vec::new(),
-            drawn: None,
+            drawn: VecDeque::new(),
             failure: None,
             own_stop_tokens: self.own_stop_tokens.clone(),
             detokenizer: self.detokenizer.clone(),

@@ -124,6 +124,13 @@ pub struct EngineStats {
     pub num_computed_tokens: u64,
     /// Tokens computed again after a preemption.
     pub num_recomputed_tokens: u64,
+    /// How often a sequence had drafts in a step: guesses at its next tokens.
+    pub num_drafts: u64,
+    /// Drafts computed in those.
+    pub num_draft_tokens: u64,
+    /// Drafts that were what was drawn. One less than were drawn in a step: the mean number of
+    /// tokens a step with drafts brings is `1 + num_accepted_tokens / num_drafts`.
+    pub num_accepted_tokens: u64,
     /// Blocks of preempted requests copied to the host.
     pub num_swapped_out_blocks: u64,
     /// Blocks of preempted requests copied back.
@@ -178,6 +185,9 @@ impl EngineStats {
             num_preemptions_by_recompute: 0,
             num_computed_tokens: 0,
             num_recomputed_tokens: 0,
+            num_drafts: 0,
+            num_draft_tokens: 0,
+            num_accepted_tokens: 0,
             num_swapped_out_blocks: 0,
             num_swapped_in_blocks: 0,
             num_copied_blocks: 0,
@@ -209,6 +219,9 @@ impl EngineStats {
         self.num_preemptions_by_recompute = stats.num_preemptions_by_recompute;
         self.num_computed_tokens = stats.num_computed_tokens;
         self.num_recomputed_tokens = stats.num_recomputed_tokens;
+        self.num_drafts = stats.num_drafts;
+        self.num_draft_tokens = stats.num_draft_tokens;
+        self.num_accepted_tokens = stats.num_accepted_tokens;
         let blocks = scheduler.block_manager().stats();
         self.num_swapped_out_blocks = blocks.num_swapped_out;
         self.num_swapped_in_blocks = blocks.num_swapped_in;

@@ -2,7 +2,7 @@
 
 use std::{iter, time::Duration};
 
-use pageloom_model_runner::{Batch, RowError, RowOutput, StepOutput};
+use pageloom_model_runner::{Batch, RowError, RowOutput, StepOutput, TokenId};
 use pageloom_scheduler::{PlannedSeq, SeqResult, StepTimes};
 
 use crate::{
@@ -50,6 +50,14 @@ impl Engine {
             self.count_failed_step();
             self.end_all(&FinishReason::Error(error.to_string()), now);
             return Ok(true);
+        }
+        if let Some(proposer) = &mut self.proposer {
+            let states = &self.states;
+            self.scheduler.propose(|id, tokens, drafts| {
+                proposer.propose(tokens, drafts);
+                let state = states[id.index()].as_ref();
+                drafts.truncate(state.map_or(0, |state| state.draft_limit.most()));
+            });
         }
         let Some(plan) = self.scheduler.schedule() else {
             let stats = self.scheduler.stats();
@@ -144,13 +152,14 @@ impl Engine {
             if planned.sample && state.as_ref().is_some_and(|s| s.num_candidates > 0) {
                 self.searched.extend(request);
             }
-            let result = take_rows(planned, &mut rows, state);
+            let drafts = self.scheduler.drafts(planned);
+            let result = take_rows(planned, drafts, &mut rows, state);
             self.results.push(result);
             let request = request.and_then(|id| self.requests.get_mut(&id));
             let to_fork = request.map_or(&mut [][..], |request| &mut request.to_fork);
             for (state, row) in to_fork.iter_mut().zip(&mut rows) {
                 match row {
-                    Ok(row) => state.drawn = Some(row),
+                    Ok(row) => state.drawn.push_back(row),
                     Err(error) => state.failure = Some(error.to_string()),
                 }
             }
@@ -195,6 +204,7 @@ impl Engine {
 /// The rows of one sequence, in the order the batch asked for them.
 fn take_rows(
     planned: &PlannedSeq,
+    drafts: &[TokenId],
     rows: &mut impl Iterator<Item = Result<RowOutput, RowError>>,
     mut state: Option<&mut SequenceState>,
 ) -> SeqResult {
@@ -212,11 +222,11 @@ fn take_rows(
     }
     let mut result = SeqResult::Computed;
     if planned.sample {
-        match rows.next().expect("the number of rows was checked") {
-            Ok(row) => {
-                result = SeqResult::Token(row.token);
-                if let Some(state) = state.as_mut() {
-                    state.drawn = Some(row);
+        match take_drawn(drafts, rows, state.as_deref_mut()) {
+            Ok(drawn) => {
+                result = drawn;
+                if let (SeqResult::Tokens { num_accepted, .. }, Some(state)) = (drawn, &mut state) {
+                    state.draft_limit.observe(drafts.len(), num_accepted);
                 }
             }
             Err(error) => failure = Some(error.to_string()),
@@ -227,8 +237,47 @@ fn take_rows(
         if let Some(state) = state {
             state.failure = failure;
             // A search asks for this, and must not go on with it.
-            state.drawn = None;
+            state.drawn.clear();
         }
     }
     result
+}
+
+/// What the last token's row drew, and those of the drafts that it agrees with: up to the first
+/// token that is not the draft in its place, or that ends the text.
+fn take_drawn(
+    drafts: &[TokenId],
+    rows: &mut impl Iterator<Item = Result<RowOutput, RowError>>,
+    mut state: Option<&mut SequenceState>,
+) -> Result<SeqResult, RowError> {
+    let mut num_accepted = 0;
+    loop {
+        let row = match rows.next().expect("the number of rows was checked") {
+            Ok(row) => row,
+            Err(error) if num_accepted == 0 => return Err(error),
+            // The tokens before it stand, and the next step comes to this place again.
+            Err(_) => {
+                num_accepted -= 1;
+                let token = drafts[num_accepted];
+                return Ok(SeqResult::Tokens {
+                    num_accepted,
+                    token,
+                });
+            }
+        };
+        let token = row.token;
+        let mut ends = false;
+        if let Some(state) = state.as_deref_mut() {
+            // Before min_tokens none of these is drawn.
+            ends = state.params.stop_token_ids.contains(&token);
+            state.drawn.push_back(row);
+        }
+        if ends || drafts.get(num_accepted) != Some(&token) {
+            return Ok(SeqResult::Tokens {
+                num_accepted,
+                token,
+            });
+        }
+        num_accepted += 1;
+    }
 }

@@ -3,75 +3,12 @@
 
 mod support;
 
-use pageloom_engine::{BeamSearch, EarlyStopping, EngineConfig, PreemptionMode, Request};
+use pageloom_engine::{EngineConfig, PreemptionMode, Request};
 use pageloom_model_runner::SamplingParams;
 use support::{
-    Harness, MakeEngine, Transcript, alone, alone_in, engine, greedy, model_engine, prompt,
-    real_engine,
+    Harness, MakeEngine, Transcript, alone, engine, greedy, model_engine, prompt, real_engine,
+    subjects::{alone_each, check_all_in, crowded, output, sixteen_others, subjects},
 };
-
-/// One of each kind: greedy, sampled, several sequences, the best of several, beams, with
-/// everything reported.
-fn subjects() -> Vec<Request> {
-    let sampled = SamplingParams {
-        seed: 42,
-        logprobs: Some(3),
-        ..SamplingParams::default()
-    };
-    let penalised = SamplingParams {
-        frequency_penalty: 0.5,
-        ..SamplingParams::greedy()
-    };
-    vec![
-        greedy(prompt(1, 37), 40),
-        Request {
-            sampling: sampled.clone(),
-            prompt_logprobs: Some(2),
-            ..greedy(prompt(1, 50), 30)
-        },
-        Request {
-            n: 3,
-            sampling: sampled.clone(),
-            ..greedy(prompt(2, 33), 25)
-        },
-        Request {
-            n: 2,
-            best_of: Some(4),
-            sampling: sampled.clone(),
-            ..greedy(prompt(2, 33), 20)
-        },
-        Request {
-            n: 3,
-            beams: Some(BeamSearch::default()),
-            ignore_eos: false,
-            sampling: sampled,
-            ..greedy(prompt(4, 29), 25)
-        },
-        Request {
-            n: 1,
-            best_of: Some(4),
-            beams: Some(BeamSearch {
-                length_penalty: 0.0,
-                early_stopping: EarlyStopping::Never,
-            }),
-            sampling: penalised.clone(),
-            prompt_logprobs: Some(0),
-            ..greedy(prompt(1, 40), 30)
-        },
-        Request {
-            sampling: penalised,
-            ..greedy(prompt(3, 16), 30)
-        },
-    ]
-}
-
-/// Everything but what is allowed to differ.
-fn output(transcript: &Transcript) -> Transcript {
-    Transcript {
-        num_cached_tokens: 0,
-        ..transcript.clone()
-    }
-}
 
 /// What computes the steps.
 const EXECUTORS: [MakeEngine; 2] = [engine, model_engine];
@@ -80,49 +17,6 @@ fn check_all(config: &EngineConfig, others: &[Request], min_preemptions: u64) {
     for make in EXECUTORS {
         check_all_in(make, &alone_each(make), config, others, min_preemptions);
     }
-}
-
-/// What each subject comes to alone.
-fn alone_each(make: MakeEngine) -> Vec<Transcript> {
-    let alone = |subject: &Request| output(&alone_in(make, subject));
-    subjects().iter().map(alone).collect()
-}
-
-fn check_all_in(
-    make: MakeEngine,
-    expected: &[Transcript],
-    config: &EngineConfig,
-    others: &[Request],
-    min_preemptions: u64,
-) {
-    let subjects = subjects();
-    let mut harness = Harness::new(make(config.clone()));
-    let mut ids = Vec::new();
-    for (i, subject) in subjects.iter().enumerate() {
-        for other in others.iter().skip(i).step_by(subjects.len()) {
-            harness.add(other);
-        }
-        ids.push(harness.add(subject));
-    }
-    harness.run();
-    for ((id, subject), expected) in ids.iter().zip(&subjects).zip(expected) {
-        let got = &harness.transcripts[id];
-        assert!(got.is_finished(subject.n));
-        assert_eq!(&output(got), expected);
-    }
-    let stats = harness.engine.stats();
-    let preemptions = stats.num_preemptions_by_recompute + stats.num_preemptions_by_swap;
-    match config.preemption_mode {
-        PreemptionMode::Swap if min_preemptions > 0 => assert!(stats.num_preemptions_by_swap > 0),
-        PreemptionMode::Recompute => assert_eq!(stats.num_preemptions_by_swap, 0),
-        PreemptionMode::Swap | PreemptionMode::Auto => {}
-    }
-    assert!(preemptions >= min_preemptions, "{preemptions} preemptions");
-}
-
-fn sixteen_others() -> Vec<Request> {
-    let other = |i: u32| greedy(prompt(i % 5, 3 + 5 * i as usize), 10 + 3 * i as usize);
-    (0..16).map(other).collect()
 }
 
 #[test]
@@ -147,19 +41,6 @@ fn chunked_at_several_budgets() {
         ..EngineConfig::default()
     };
     check_all(&one_by_one, &[], 0);
-}
-
-fn crowded(block_size: usize, preemption_mode: PreemptionMode) -> EngineConfig {
-    EngineConfig {
-        block_size,
-        num_blocks: 288_usize.div_ceil(block_size),
-        num_host_blocks: 600_usize.div_ceil(block_size),
-        preemption_mode,
-        max_num_batched_tokens: 64,
-        max_num_seqs: 64,
-        watermark: 0.0,
-        ..EngineConfig::default()
-    }
 }
 
 #[test]

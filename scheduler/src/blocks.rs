@@ -176,7 +176,7 @@ impl Scheduler {
     }
 
     /// Tells the block manager of all computed tokens, those of a partial block too.
-    fn commit_computed(&mut self, slot: u32) {
+    pub(crate) fn commit_computed(&mut self, slot: u32) {
         let sequence = &mut self.sequences[slot as usize];
         if sequence.num_committed < sequence.num_computed {
             let table = sequence.table.expect("what was computed is in a table");

@@ -37,6 +37,10 @@
 //!    when its seats are free and the pool has room for all its tokens, and besides for the
 //!    watermark and a headroom that grows while more than 4 % of what is computed is recomputed.
 //!    Not in a step that preempted.
+//! 4. Drafts, with what is left of the budget and of the blocks: guesses at the next tokens of
+//!    sequences that lack one, see [`propose`](Scheduler::propose). They are computed behind that
+//!    one; those that turn out to be what is drawn are kept, and the blocks of the others given
+//!    back by the same step's report.
 //!
 //! The order is that of arrival ([`SchedulingPolicy::Fcfs`]), whatever the order of insertion. So a
 //! preempted group is before everything that arrived after it, and as long as it waits nothing
@@ -79,9 +83,11 @@ mod blocks;
 mod config;
 mod cost;
 mod door;
+mod drafts;
 mod error;
 mod group;
 mod headroom;
+mod holding;
 mod plan;
 mod queue;
 mod report;

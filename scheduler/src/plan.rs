@@ -37,11 +37,15 @@ pub struct PlannedSeq {
     pub id: SeqId,
     /// Positions to compute; those before it are in the cache.
     pub positions: Range<usize>,
+    /// How many of them, the last, are those of drafts and lie behind the sequence's tokens; see
+    /// [`Scheduler::drafts`](crate::Scheduler::drafts).
+    pub num_drafts: usize,
     /// Positions among them whose logits score the token that follows, a token of the prompt:
     /// each position of the prompt but the last is in exactly one step's range, if
     /// [`NewSequence::score_prompt`](crate::NewSequence::score_prompt) asked for it.
     pub scores: Range<usize>,
-    /// Whether the last position's logits give the next token.
+    /// Whether the logits of the last token's position, and those of each draft, give the token
+    /// that follows.
     pub sample: bool,
 }
 
@@ -50,10 +54,27 @@ pub struct PlannedSeq {
 pub enum SeqResult {
     /// Its positions were computed; it was not to sample.
     Computed,
-    /// Its positions were computed and this token follows.
+    /// Its positions were computed and this token follows; if there were drafts, none of them.
     Token(TokenId),
+    /// Its positions were computed, and its first drafts follow.
+    Tokens {
+        /// How many of them.
+        num_accepted: usize,
+        /// The token after those.
+        token: TokenId,
+    },
     /// It cannot go on; what the step wrote to its blocks does not matter.
     Failed,
+}
+
+impl SeqResult {
+    /// Drafts that follow.
+    pub(crate) fn num_accepted(self) -> usize {
+        match self {
+            SeqResult::Tokens { num_accepted, .. } => num_accepted,
+            SeqResult::Computed | SeqResult::Token(_) | SeqResult::Failed => 0,
+        }
+    }
 }
 
 /// What happened to a sequence in a step.
@@ -66,7 +87,7 @@ pub enum SeqEvent {
         /// Tokens that were found in the prefix cache when it was first scheduled.
         num_cached_tokens: usize,
     },
-    /// The sequence grew.
+    /// The sequence grew; an event for each token, in their order.
     Token {
         /// The sequence.
         id: SeqId,

@@ -54,34 +54,15 @@ impl Scheduler {
             });
             return;
         }
-        // Only full blocks are worth telling: a partial one is shared with nobody.
-        let whole = planned.positions.end - planned.positions.end % self.blocks.config().block_size;
-        if whole > sequence.num_committed {
-            let table = sequence.table.expect("a planned sequence has a table");
-            let computed = &sequence.tokens[sequence.num_committed..whole];
-            self.blocks.commit(table, computed);
-            sequence.num_committed = whole;
-        }
-        self.stats.num_computed_tokens += planned.positions.len() as u64;
-        let again = sequence.high_water.min(planned.positions.end);
-        self.stats.num_recomputed_tokens += again.saturating_sub(planned.positions.start) as u64;
-        sequence.num_computed = planned.positions.end;
-        sequence.high_water = sequence.high_water.max(sequence.num_computed);
-        sequence.num_scored = sequence.num_scored.max(planned.scores.end);
-        if !sequence.prompt_reported && sequence.num_computed >= sequence.num_prompt {
-            sequence.prompt_reported = true;
-            events.push(SeqEvent::PromptComputed {
-                id: planned.id,
-                num_cached_tokens: sequence.num_cached,
-            });
-        }
+        self.take_computed(planned, result.num_accepted(), events);
+        let sequence = &mut self.sequences[slot as usize];
         match (planned.sample, result) {
-            (true, SeqResult::Token(token)) => {
+            (true, SeqResult::Token(token) | SeqResult::Tokens { token, .. }) => {
                 sequence.tokens.push(token);
-                events.push(SeqEvent::Token {
-                    id: planned.id,
-                    token,
-                });
+                let id = planned.id;
+                let num_new = result.num_accepted() + 1;
+                let new = sequence.tokens[sequence.tokens.len() - num_new..].iter();
+                events.extend(new.map(|&token| SeqEvent::Token { id, token }));
             }
             (false, SeqResult::Computed) => {}
             (sample, other) => panic!(
@@ -97,6 +78,42 @@ impl Scheduler {
             events.push(SeqEvent::Ended {
                 id: planned.id,
                 reason: EndReason::Length,
+            });
+        } else if planned.num_drafts > 0 {
+            self.give_back_drafts(slot);
+        }
+    }
+
+    /// Takes in that the positions of a sequence were computed, but for those of drafts that were
+    /// not accepted.
+    fn take_computed(
+        &mut self,
+        planned: &PlannedSeq,
+        num_accepted: usize,
+        events: &mut Vec<SeqEvent>,
+    ) {
+        let end = self.accept(planned, num_accepted);
+        let block_size = self.block_size();
+        let sequence = &mut self.sequences[planned.id.index()];
+        // Only full blocks are worth telling: a partial one is shared with nobody.
+        let whole = end - end % block_size;
+        if whole > sequence.num_committed {
+            let table = sequence.table.expect("a planned sequence has a table");
+            let computed = &sequence.tokens[sequence.num_committed..whole];
+            self.blocks.commit(table, computed);
+            sequence.num_committed = whole;
+        }
+        self.stats.num_computed_tokens += planned.positions.len() as u64;
+        let again = sequence.high_water.min(end);
+        self.stats.num_recomputed_tokens += again.saturating_sub(planned.positions.start) as u64;
+        sequence.num_computed = end;
+        sequence.high_water = sequence.high_water.max(sequence.num_computed);
+        sequence.num_scored = sequence.num_scored.max(planned.scores.end);
+        if !sequence.prompt_reported && sequence.num_computed >= sequence.num_prompt {
+            sequence.prompt_reported = true;
+            events.push(SeqEvent::PromptComputed {
+                id: planned.id,
+                num_cached_tokens: sequence.num_cached,
             });
         }
     }

@@ -1,4 +1,4 @@
-//! Planning a step: decodes, then prefills that go on, then admissions.
+//! Planning a step: decodes, then prefills that go on, then admissions, then drafts.
 
 use core::ops::Range;
 
@@ -44,6 +44,7 @@ impl Scheduler {
             // A group was let in that is not through with its preemption, and nothing is beside it.
             self.plan_running(&mut budget);
         }
+        self.plan_drafts(&mut budget);
         if self.plan.seqs.is_empty() {
             return None;
         }
@@ -225,6 +226,7 @@ impl Scheduler {
         self.plan.seqs.push(PlannedSeq {
             id: sequence.id,
             positions: start..end,
+            num_drafts: 0,
             scores: scores_start..scores_end,
             sample: chunk == remaining && sequence.tokens.len() < sequence.max_len,
         });

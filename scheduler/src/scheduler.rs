@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use pageloom_block_manager::{BlockId, BlockManager, Namespace, StepId, TableId, TokenId};
+use pageloom_block_manager::{BlockId, BlockManager, StepId, TableId, TokenId};
 use slab::Slab;
 
 use crate::{
@@ -29,6 +29,8 @@ pub struct Scheduler {
     pub(crate) num_seats: usize,
     /// Members of running groups that have no table.
     pub(crate) num_tableless: usize,
+    /// Drafts were proposed since the last plan.
+    pub(crate) has_drafts: bool,
     pub(crate) plan: StepPlan,
     /// The step of `plan`, until it is reported.
     pub(crate) in_flight: Option<StepId>,
@@ -37,7 +39,7 @@ pub struct Scheduler {
     /// again before there are more.
     pub(crate) blocked: Option<(Order, usize)>,
     /// Tables that keep what they hold in the cache, and their blocks, each once.
-    held: (Vec<TableId>, Vec<BlockId>),
+    pub(crate) held: (Vec<TableId>, Vec<BlockId>),
     pub(crate) costs: Costs,
     pub(crate) headroom: Headroom,
     pub(crate) stats: SchedulerStats,
@@ -75,6 +77,7 @@ impl Scheduler {
             waiting: WaitingQueue::default(),
             num_seats: 0,
             num_tableless: 0,
+            has_drafts: false,
             in_flight: None,
             next_step: 0,
             blocked: None,
@@ -125,6 +128,7 @@ impl Scheduler {
             num_committed: 0,
             num_slots: 0,
             tokens: new.prompt,
+            drafts: Vec::new(),
             num_prompt,
             max_len: num_prompt + new.max_tokens,
             high_water: 0,
@@ -205,36 +209,6 @@ impl Scheduler {
         self.close(id.index);
         self.sequences.remove(id.index());
         true
-    }
-
-    /// Keeps in the cache for good what it has of the beginning of `tokens`, in whole blocks.
-    /// Returns how many tokens that is.
-    ///
-    /// # Panics
-    /// If more than [`Config::num_resident_blocks`] would be held.
-    pub fn hold(&mut self, tokens: &[TokenId], namespace: Namespace) -> usize {
-        // A look-up leaves the last token to be computed.
-        let mut known = tokens.to_vec();
-        known.push(0);
-        let (table, num_tokens) = self.blocks.open(&known, namespace);
-        let (tables, blocks) = &mut self.held;
-        tables.push(table);
-        blocks.extend_from_slice(self.blocks.blocks(table));
-        blocks.sort_unstable();
-        blocks.dedup();
-        let most = self.config.num_resident_blocks;
-        assert!(
-            blocks.len() <= most,
-            "{} blocks are held, and {most} were set aside",
-            blocks.len()
-        );
-        num_tokens
-    }
-
-    /// Blocks that [`hold`](Self::hold) keeps.
-    #[must_use]
-    pub fn num_held_blocks(&self) -> usize {
-        self.held.1.len()
     }
 
     /// Tells how long the step reported last took, from which

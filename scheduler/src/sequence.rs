@@ -90,6 +90,8 @@ pub(crate) struct Sequence {
     pub(crate) num_slots: usize,
     /// Prompt and output.
     pub(crate) tokens: Vec<TokenId>,
+    /// What may follow them.
+    pub(crate) drafts: Vec<TokenId>,
     pub(crate) num_prompt: usize,
     /// Length at which it ends.
     pub(crate) max_len: usize,

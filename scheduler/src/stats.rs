@@ -19,8 +19,14 @@ pub struct SchedulerStats {
     pub num_prefix_queries: u64,
     /// Prompt tokens found there.
     pub num_prefix_hits: u64,
-    /// Tokens computed so far, recomputed ones included.
+    /// Tokens computed so far, recomputed ones and drafts included.
     pub num_computed_tokens: u64,
     /// Tokens computed again after a preemption.
     pub num_recomputed_tokens: u64,
+    /// How often a sequence had drafts in a step.
+    pub num_drafts: u64,
+    /// Drafts computed in those.
+    pub num_draft_tokens: u64,
+    /// Drafts that turned out to be what was drawn.
+    pub num_accepted_tokens: u64,
 }

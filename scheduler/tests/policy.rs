@@ -310,6 +310,7 @@ fn steps_do_not_allocate_once_everybody_runs() {
     let mut results = Vec::with_capacity(64);
     let mut events = Vec::with_capacity(256);
     let mut run = |s: &mut Scheduler, results: &mut Vec<SeqResult>| {
+        s.propose(|_, _, drafts| drafts.extend([4; 5]));
         let plan = s.schedule().unwrap();
         results.clear();
         results.extend(plan.seqs.iter().map(|_| SeqResult::Token(3)));
@@ -327,6 +328,7 @@ fn steps_do_not_allocate_once_everybody_runs() {
         }
     });
     assert_eq!(counted.count_total, 0, "allocations in 100 steps");
+    assert!(s.stats().num_draft_tokens > 64 * 100, "nor for drafts");
 }
 
 fn group(num_seqs: usize, lockstep: bool, prompt: std::ops::Range<u32>) -> NewSequence {

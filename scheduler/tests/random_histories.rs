@@ -141,8 +141,13 @@ fn add(shadow: &mut Shadow, new: NewSequence) {
     }
 }
 
-fn run(config: Config, blocks: pageloom_block_manager::Config, ops: Vec<Op>) -> Shadow {
-    let mut shadow = Shadow::new(config, blocks);
+fn run(
+    config: Config,
+    blocks: pageloom_block_manager::Config,
+    num_drafts: usize,
+    ops: Vec<Op>,
+) -> Shadow {
+    let mut shadow = Shadow::new(config, blocks).with_drafts(num_drafts);
     for op in ops {
         match op {
             Op::Add {
@@ -181,23 +186,29 @@ fn run(config: Config, blocks: pageloom_block_manager::Config, ops: Vec<Op>) -> 
     shadow
 }
 
+fn drafts() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(0), 1..8usize]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn every_history_keeps_the_invariants_and_ends(
         (config, blocks) in configs(),
+        num_drafts in drafts(),
         ops in prop::collection::vec(op(), 1..120),
     ) {
-        run(config, blocks, ops);
+        run(config, blocks, num_drafts, ops);
     }
 
     #[test]
     fn a_sequence_gets_the_same_tokens_whatever_happens_around_it(
         (config, blocks) in configs(),
+        num_drafts in drafts(),
         ops in prop::collection::vec(op(), 1..60),
     ) {
-        let shadow = run(config, blocks, ops);
+        let shadow = run(config, blocks, num_drafts, ops);
         let mut groups: BTreeMap<SeqId, Vec<_>> = BTreeMap::new();
         for (mirror, _) in &shadow.finished {
             groups.entry(mirror.root).or_default().push(mirror);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, Error, bail};
 use pageloom_engine::text::{ChatTemplate, Tokenizer};
 use pageloom_engine::{Engine, EngineConfig, ModelExecutor};
 use pageloom_model_runner::{
@@ -158,6 +158,7 @@ pub fn launch(
     }
     // Loading can take long and much; what cannot be had is better said before.
     check_swap_space(cache.swap_space, available_bytes())?;
+    let mut config = engine_config(cache, options)?;
     let source = ModelSource::parse(&model.model)?;
     let path = model::fetch(&source)?;
     let start = Instant::now();
@@ -180,7 +181,6 @@ pub fn launch(
     let loaded = Model::load(&checkpoint, load)?;
     let shape = loaded.config().clone();
     let kv_dtype = cache.kv_cache_dtype.kv(model.dtype);
-    let mut config = engine_config(cache, options)?;
     config.shared_prefixes = shared_prefixes;
     let plan = MemoryRequest {
         available_bytes: available_bytes(),
@@ -250,6 +250,7 @@ fn engine_config(cache: &CacheOptions, options: &EngineOptions) -> anyhow::Resul
         enable_prefix_caching: options.prefix_caching,
         scheduling_policy: cache.policy(),
         preemption_mode: cache.preemption_mode.into(),
+        speculative: cache.speculation.config().map_err(Error::msg)?,
         hash_seed: getrandom::u64().context("the system has no random numbers to give")?,
         ..default
     })

@@ -1,6 +1,8 @@
 //! An engine over the simulator, and what its requests came to.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod subjects;
+
 use std::{
     collections::BTreeMap,
     path::Path,

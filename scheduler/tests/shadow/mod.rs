@@ -47,6 +47,8 @@ pub(crate) struct Shadow {
     block_size: usize,
     num_added: usize,
     now: u64,
+    /// Most drafts proposed for a sequence.
+    num_drafts: usize,
     last_admitted: Option<(i64, usize)>,
 }
 
@@ -63,6 +65,11 @@ fn hash(namespace: Namespace, tokens: &[TokenId]) -> u64 {
         .fold(namespace.0, |state, &t| extend(state, t))
 }
 
+/// The token that follows.
+fn draw(state: u64) -> TokenId {
+    state as TokenId % 3
+}
+
 impl Shadow {
     pub(crate) fn new(config: Config, blocks: pageloom_block_manager::Config) -> Self {
         Shadow {
@@ -75,8 +82,32 @@ impl Shadow {
             disturbed: Vec::new(),
             num_added: 0,
             now: 0,
+            num_drafts: 0,
             last_admitted: None,
         }
+    }
+
+    /// Has up to so many drafts proposed for every sequence from now on.
+    pub(crate) fn with_drafts(mut self, num_drafts: usize) -> Self {
+        self.num_drafts = num_drafts;
+        self
+    }
+
+    /// What sequences go on with, but for one draft in four.
+    fn propose(&mut self) {
+        let (mirrors, most) = (&self.mirrors, self.num_drafts);
+        self.scheduler.propose(|id, tokens, drafts| {
+            let mut state = hash(mirrors[&id].namespace, tokens);
+            for at in 0..most {
+                let token = draw(state);
+                state = extend(state, token);
+                drafts.push(if (tokens.len() + at) % 4 == 3 {
+                    token + 1
+                } else {
+                    token
+                });
+            }
+        });
     }
 
     pub(crate) fn add(&mut self, new: NewSequence) -> Result<SeqId, AdmissionError> {
@@ -128,6 +159,7 @@ impl Shadow {
     ) -> Option<usize> {
         let first = self.first_running();
         let decodes = self.decodes();
+        self.propose();
         let Some(plan) = self.scheduler.schedule() else {
             assert!(
                 !self.scheduler.has_work(),
@@ -175,7 +207,8 @@ impl Shadow {
         let threshold = config.long_prefill_token_threshold;
         for planned in &plan.seqs {
             assert!(!planned.positions.is_empty());
-            assert!(threshold == 0 || planned.positions.len() <= threshold);
+            let own = planned.positions.len() - planned.num_drafts;
+            assert!(own > 0 && (threshold == 0 || own <= threshold));
         }
     }
 
@@ -259,14 +292,19 @@ impl Shadow {
             let mirror = self.mirrors.get_mut(&planned.id).unwrap();
             let tokens = self.scheduler.tokens(planned.id).unwrap();
             assert_eq!(tokens, mirror.tokens);
+            let drafts = self.scheduler.drafts(&planned);
+            let with_drafts = [tokens, drafts].concat();
             for position in 0..planned.positions.end {
-                let expected = hash(mirror.namespace, &tokens[..=position]);
+                let expected = hash(mirror.namespace, &with_drafts[..=position]);
                 if position >= planned.positions.start {
                     self.slots[slot(position)] = expected;
                 }
                 assert_eq!(self.slots[slot(position)], expected, "position {position}");
             }
-            let whole = planned.positions.end == tokens.len();
+            let own_end = planned.positions.end - drafts.len();
+            let whole = own_end == tokens.len();
+            assert!(drafts.is_empty() || planned.sample);
+            assert!(drafts.is_empty() || with_drafts.len() < mirror.max_len);
             assert_eq!(planned.sample, whole && tokens.len() < mirror.max_len);
             if !planned.scores.is_empty() {
                 assert!(mirror.score_prompt);
@@ -281,10 +319,23 @@ impl Shadow {
             results.push(if fail(i) {
                 SeqResult::Failed
             } else {
-                mirror.num_computed = Some(planned.positions.end);
-                mirror.in_cache = planned.positions.end;
+                let mut state = hash(mirror.namespace, tokens);
+                let right = |&&draft: &&TokenId| {
+                    let token = draw(state);
+                    state = extend(state, token);
+                    draft == token
+                };
+                let num_accepted = drafts.iter().take_while(right).count();
+                mirror.num_computed = Some(own_end + num_accepted);
+                mirror.in_cache = own_end + num_accepted;
                 match planned.sample {
-                    true => SeqResult::Token(hash(mirror.namespace, tokens) as TokenId % 3),
+                    true => SeqResult::Tokens {
+                        num_accepted,
+                        token: draw(hash(
+                            mirror.namespace,
+                            &with_drafts[..tokens.len() + num_accepted],
+                        )),
+                    },
                     false => SeqResult::Computed,
                 }
             });
@@ -400,6 +451,11 @@ impl Shadow {
         if self.scheduler.plan().is_none() {
             assert_eq!(stats.num_running + stats.num_waiting, alive);
             assert!(manager.stats().num_tables <= alive, "a table leaked");
+            for (id, mirror) in &self.mirrors {
+                let blocks = self.scheduler.blocks(*id).unwrap_or_default();
+                let most = mirror.tokens.len().div_ceil(self.block_size);
+                assert!(blocks.len() <= most, "blocks of drafts are kept");
+            }
         }
         let config = self.scheduler.config();
         assert!(stats.num_queued <= config.max_num_queued_requests);

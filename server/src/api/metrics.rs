@@ -152,6 +152,21 @@ impl Snapshot {
                 stats.num_recomputed_tokens,
             ),
             (
+                "vllm:spec_decode_num_drafts",
+                "How often a sequence had guesses at its next tokens in a step",
+                stats.num_drafts,
+            ),
+            (
+                "vllm:spec_decode_num_draft_tokens",
+                "Guesses computed",
+                stats.num_draft_tokens,
+            ),
+            (
+                "vllm:spec_decode_num_accepted_tokens",
+                "Guesses that were what was drawn",
+                stats.num_accepted_tokens,
+            ),
+            (
                 "pageloom:swapped_out_tokens",
                 "Tokens of preempted requests copied to the host, in whole blocks",
                 stats.num_swapped_out_blocks * stats.block_size as u64,

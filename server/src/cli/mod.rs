@@ -10,7 +10,8 @@ use clap::{Parser, Subcommand};
 pub use bench::BenchArgs;
 pub use generate::GenerateArgs;
 pub use options::{
-    CacheOptions, Device, ModelOptions, NumberFormat, Policy, Preemption, WeightQuantization,
+    CacheOptions, Device, ModelOptions, NumberFormat, Policy, Preemption, SpeculationOptions,
+    Speculative, WeightQuantization,
 };
 pub use serve::ServeArgs;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use pageloom_engine::{PreemptionMode, SchedulingPolicy};
+use pageloom_engine::{EngineError, NgramConfig, PreemptionMode, SchedulingPolicy};
 use pageloom_model_runner::{KvDtype, Quantization, WeightDtype};
 
 use crate::bytes::{parse_bytes, parse_gib};
@@ -86,6 +86,9 @@ pub struct CacheOptions {
     /// sets no limit but the step's
     #[arg(long, default_value_t = 0, value_name = "TOKENS")]
     pub long_prefill_token_threshold: usize,
+    /// Guesses at the next tokens and how they are made.
+    #[command(flatten)]
+    pub speculation: SpeculationOptions,
 }
 
 impl CacheOptions {
@@ -96,6 +99,78 @@ impl CacheOptions {
             Policy::Priority => SchedulingPolicy::Priority {
                 ageing: Duration::from_secs_f64(self.priority_ageing),
             },
+        }
+    }
+}
+
+/// Guesses at the next tokens, computed together with the last one. No output depends on them.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Speculative decoding")]
+pub struct SpeculationOptions {
+    /// How drafts are made, tokens that a step computes ahead and keeps if it draws the same;
+    /// ngram: what followed the last tokens where they occurred before, in prompt or output
+    #[arg(long, value_enum, default_value_t)]
+    pub speculative: Speculative,
+    /// Most drafts of a sequence in a step; fewer while they turn out wrong [default: 8]
+    #[arg(long, value_name = "TOKENS")]
+    pub num_speculative_tokens: Option<usize>,
+    /// Fewest last tokens that must have occurred before [default: 2, or --prompt-lookup-max if
+    /// that is less]
+    #[arg(long, value_name = "TOKENS")]
+    pub prompt_lookup_min: Option<usize>,
+    /// Most last tokens that are compared [default: 6, or --prompt-lookup-min if that is more]
+    #[arg(long, value_name = "TOKENS")]
+    pub prompt_lookup_max: Option<usize>,
+}
+
+/// How drafts are made.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Speculative {
+    /// Not at all.
+    #[default]
+    Off,
+    /// From n-grams of the sequence itself.
+    Ngram,
+}
+
+impl SpeculationOptions {
+    /// What the engine is told; `None` if it is off.
+    ///
+    /// # Errors
+    /// A flag that has no meaning without `--speculative ngram`, or is out of bounds, by its name.
+    pub fn config(&self) -> Result<Option<NgramConfig>, String> {
+        let tokens = self.num_speculative_tokens;
+        let (min, max) = (self.prompt_lookup_min, self.prompt_lookup_max);
+        if self.speculative == Speculative::Off {
+            let unused = [
+                ("--num-speculative-tokens", tokens),
+                ("--prompt-lookup-min", min),
+                ("--prompt-lookup-max", max),
+            ];
+            return match unused.iter().find(|(_, value)| value.is_some()) {
+                Some((flag, _)) => Err(format!("{flag}: only with --speculative ngram")),
+                None => Ok(None),
+            };
+        }
+        let default = NgramConfig::default();
+        let config = NgramConfig {
+            num_speculative_tokens: tokens.unwrap_or(default.num_speculative_tokens),
+            prompt_lookup_min: min
+                .unwrap_or(default.prompt_lookup_min.min(max.unwrap_or(usize::MAX))),
+            prompt_lookup_max: max.unwrap_or(default.prompt_lookup_max.max(min.unwrap_or(0))),
+        };
+        match config.validate() {
+            Ok(()) => Ok(Some(config)),
+            Err(EngineError::Speculation {
+                field,
+                value,
+                least,
+                most,
+            }) => Err(format!(
+                "--{} must be between {least} and {most}, got {value}",
+                field.replace('_', "-")
+            )),
+            Err(other) => Err(other.to_string()),
         }
     }
 }

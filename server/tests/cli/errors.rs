@@ -57,6 +57,34 @@ fn what_cannot_be_done_is_an_error_that_says_why() {
             &["serve", "--port", "0", "--step-log", "/no/such/folder/log"],
             "--step-log /no/such/folder/log",
         ),
+        (
+            &["serve", "--port", "0", "--prompt-lookup-max", "3"],
+            "--prompt-lookup-max: only with --speculative ngram",
+        ),
+        (
+            &[
+                "bench",
+                "--speculative",
+                "ngram",
+                "--num-speculative-tokens",
+                "33",
+            ],
+            "--num-speculative-tokens must be between 1 and 32, got 33",
+        ),
+        (
+            &[
+                "generate",
+                "--prompt",
+                "a",
+                "--speculative",
+                "ngram",
+                "--prompt-lookup-min",
+                "3",
+                "--prompt-lookup-max",
+                "2",
+            ],
+            "--prompt-lookup-min must be between 1 and 2, got 3",
+        ),
         (&["generate", "--prompt", ""], "prompt"),
         (
             &["generate", "--prompt", "a", "--temperature", "9"],

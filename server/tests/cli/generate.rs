@@ -36,6 +36,33 @@ fn generate_prints_text_or_one_json_object() {
     assert!(len(&chat) > len(&report));
 }
 
+#[test]
+fn speculation_changes_no_token() {
+    for temperature in ["0", "0.7"] {
+        let args = [
+            "generate",
+            "--prompt",
+            "to be or not to be or not to be",
+            "--max-tokens",
+            "40",
+            "--temperature",
+            temperature,
+            "--seed",
+            "5",
+            "--ignore-eos",
+            "--json",
+        ];
+        let speculative = ["--speculative", "ngram", "--prompt-lookup-min", "1"];
+        let ids = |args: &[&str]| {
+            let output = run(args);
+            assert!(output.status.success(), "{output:?}");
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            report["token_ids"].clone()
+        };
+        assert_eq!(ids(&[&args[..], &speculative].concat()), ids(&args));
+    }
+}
+
 /// Numbers and texts of what `generate` printed: each text stands below `[number]`.
 fn listed(output: &Output) -> Vec<(String, String)> {
     assert!(output.status.success(), "{output:?}");

@@ -5,6 +5,7 @@ mod lengths;
 mod preemption;
 mod prefix_cache;
 mod sharing;
+mod speculative;
 mod waste;
 mod workload;
 
@@ -20,6 +21,8 @@ pub(crate) enum Bench {
     Preemption(preemption::Args),
     /// Measures the memory that sharing blocks saves, with a real model on real prompts
     Sharing(sharing::Args),
+    /// Decodes with and without speculation by n-grams, with a real model: a summary, an edit of code
+    Speculative(speculative::Args),
 }
 
 impl Bench {
@@ -29,6 +32,7 @@ impl Bench {
             Bench::PrefixCache(args) => prefix_cache::run(args),
             Bench::Preemption(args) => preemption::run(args),
             Bench::Sharing(args) => sharing::run(args),
+            Bench::Speculative(args) => speculative::run(args),
         }
     }
 }

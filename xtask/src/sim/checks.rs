@@ -1,7 +1,10 @@
 //! What holds after each half of a step, and when all is done.
 
 use anyhow::{Context, Result, ensure};
-use pageloom_engine::{Engine, FinishReason, scheduler::PlannedSeq};
+use pageloom_engine::{
+    Engine, FinishReason,
+    scheduler::{PlannedSeq, SeqId},
+};
 
 use super::{clients::Client, scenario::Scenario};
 
@@ -41,20 +44,52 @@ pub(crate) fn plan(engine: &Engine) -> Result<()> {
     plan.seqs.iter().try_for_each(|seq| planned(engine, seq))
 }
 
+/// The sequences of the step in flight.
+pub(crate) fn planned_ids(engine: &Engine) -> Vec<SeqId> {
+    let plan = engine.scheduler().plan();
+    plan.map_or_else(Vec::new, |plan| {
+        plan.seqs.iter().map(|seq| seq.id).collect()
+    })
+}
+
+/// After a step its sequences hold blocks for their tokens, and none for drafts any more.
+pub(crate) fn tables(engine: &Engine, planned: &[SeqId]) -> Result<()> {
+    let scheduler = engine.scheduler();
+    for &id in planned {
+        let tokens = scheduler.tokens(id).unwrap_or_default();
+        let blocks = scheduler.blocks(id).unwrap_or_default();
+        ensure!(
+            blocks.len() <= tokens.len().div_ceil(engine.config().block_size),
+            "{id} keeps {} blocks for {} tokens",
+            blocks.len(),
+            tokens.len()
+        );
+    }
+    Ok(())
+}
+
 fn planned(engine: &Engine, planned: &PlannedSeq) -> Result<()> {
     let (scheduler, config) = (engine.scheduler(), engine.config());
-    let PlannedSeq { id, positions, .. } = planned;
+    let PlannedSeq {
+        id,
+        positions,
+        num_drafts,
+        ..
+    } = planned;
     ensure!(!positions.is_empty(), "{id} computes nothing");
     let threshold = config.long_prefill_token_threshold;
     ensure!(
-        threshold == 0 || positions.len() <= threshold,
+        threshold == 0 || positions.len() - num_drafts <= threshold,
         "{id} computes {positions:?}, more than {threshold}"
     );
     let tokens = scheduler
         .tokens(*id)
         .context("a dead sequence is planned")?;
+    let end = positions.end - num_drafts;
     ensure!(
-        positions.end <= tokens.len() && (!planned.sample || positions.end == tokens.len()),
+        end <= tokens.len()
+            && (!planned.sample || end == tokens.len())
+            && (*num_drafts == 0 || (planned.sample && positions.start + 1 == end)),
         "{planned:?} of {} tokens",
         tokens.len()
     );

@@ -16,6 +16,7 @@ use super::{
     arrivals::{Abort, Arrival},
     checks,
     clients::{Client, Coming},
+    guesses::Guesser,
     order::{First, Reigns, most_steps, most_steps_of_all},
     scenario::Scenario,
     script::{Line, lines},
@@ -93,7 +94,11 @@ impl<'a> Drive<'a> {
         });
         let clock = sim.clock();
         let (watch, seen) = Watch::new(sim, config, spec.poison_token);
-        let engine = Engine::new(config.clone(), Box::new(watch), tokenizer())?;
+        let mut engine = Engine::new(config.clone(), Box::new(watch), tokenizer())?;
+        if let Some(guesses) = scenario.guesses {
+            let guesser = Guesser::new(guesses, lines, spec.vocab_size);
+            engine.set_proposer(Box::new(guesser));
+        }
         let mut at = Duration::ZERO;
         let coming = |(arrival, line): (&Arrival, &'a Line)| {
             at += arrival.gap;
@@ -153,9 +158,11 @@ impl<'a> Drive<'a> {
             matches!(client.abort, Some(Abort::InStep(n)) if client.arrived.1 + n <= num_steps)
         })?;
         checks::blocks(&self.engine)?;
+        let planned = checks::planned_ids(&self.engine);
         let clock = self.clock.clone();
         self.engine.end_step(|| clock.now());
         checks::blocks(&self.engine)?;
+        checks::tables(&self.engine, &planned)?;
         if let Some(wrong) = self.seen.lock().expect("not in a step").wrong.take() {
             bail!("{wrong}");
         }

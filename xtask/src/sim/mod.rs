@@ -11,7 +11,7 @@
 //!
 //! The executor computes each token from the contents of the cache that it reads through the block
 //! tables, so a wrong copy, swap, share or free changes an output. A scenario depends on its seed
-//! only. One that fails is shrunk with proptest, from which all generation comes.
+//! only. In some, what a request is known to come to is proposed as drafts, some of them wrong. One that fails is shrunk with proptest, from which all generation comes.
 //!
 //! `--controls` plants bugs into copies of the real sources and expects each to be found.
 
@@ -22,6 +22,7 @@ mod clients;
 mod compare;
 mod controls;
 mod drive;
+mod guesses;
 mod order;
 mod planted;
 mod prompts;

@@ -95,6 +95,40 @@ pub(crate) const PLANTED: &[Planted] = &[
         replacement: "            if lockstep && num_behind > 64 {",
     },
     Planted {
+        name: "rejected draft published",
+        breaks: "a block is published whose last slot has the keys and values of a draft, and not \
+                 those of the token drawn instead",
+        file: "scheduler/src/drafts.rs",
+        find: "        self.commit_computed(slot);\n",
+        replacement: "        self.sequences[slot as usize].num_computed += 1;\n        \
+                      self.commit_computed(slot);\n        \
+                      self.sequences[slot as usize].num_computed -= 1;\n        \
+                      self.sequences[slot as usize].num_committed -= 1;\n",
+    },
+    Planted {
+        name: "draft blocks kept",
+        breaks: "blocks of rejected drafts stay in their tables; no output changes",
+        file: "scheduler/src/drafts.rs",
+        find: "        if sequence.num_slots <= sequence.tokens.len().next_multiple_of(block_size) {",
+        replacement: "        if sequence.num_slots <= sequence.num_slots.max(block_size) {",
+    },
+    Planted {
+        name: "one draft too many",
+        breaks: "what was drawn behind a rejected draft is taken, too",
+        file: "engine/src/step.rs",
+        find: "        if ends || drafts.get(num_accepted) != Some(&token) {",
+        replacement: "        let last = num_accepted.saturating_sub(1);\n        \
+                      if ends || num_accepted == drafts.len() || (num_accepted > 0 \
+                      && state.as_ref().is_some_and(|s| s.drawn[last].token != drafts[last])) {",
+    },
+    Planted {
+        name: "drafts unseen by penalties",
+        breaks: "a row behind a draft is drawn as if the draft had not been generated",
+        file: "engine/src/batch.rs",
+        find: "true => [tokens, &drafts[..num_before]].concat(),",
+        replacement: "true => [tokens, &drafts[..0]].concat(),",
+    },
+    Planted {
         name: "owed transfers forgotten",
         breaks: "what a step that could not be submitted was to move is never moved",
         file: "engine/src/step.rs",

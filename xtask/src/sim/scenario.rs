@@ -2,20 +2,25 @@
 
 use std::time::Duration;
 
-use pageloom_engine::{EngineConfig, PreemptionMode, SchedulingPolicy, SimFault};
+use pageloom_engine::{EngineConfig, NgramConfig, PreemptionMode, SchedulingPolicy, SimFault};
 use proptest::{
     prelude::*,
     strategy::ValueTree,
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 
-use super::arrivals::{self, Arrival};
+use super::{
+    arrivals::{self, Arrival},
+    guesses::{Guesses, guesses},
+};
 
 /// All that happens in one simulation. Running it twice gives the same.
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
     pub(crate) config: EngineConfig,
     pub(crate) executor: ExecutorSpec,
+    /// Drafts in place of those of the configuration.
+    pub(crate) guesses: Option<Guesses>,
     /// In order of arrival; see [`Arrival::gap`].
     pub(crate) arrivals: Vec<Arrival>,
     /// Accepted requests, by number, that are sent once more when all others have ended: they
@@ -58,6 +63,7 @@ prop_compose! {
     fn scenarios()(
         config in configs(),
         executor in executors(),
+        guesses in prop::option::weighted(0.4, guesses()),
         arrivals in arrivals::arrivals(),
         revisits in prop::collection::vec(0..16usize, 0..5),
         drain_every in prop_oneof![3 => Just(1), 1 => 2..20usize],
@@ -66,7 +72,7 @@ prop_compose! {
     ) -> Scenario {
         let config = with_shared_prefixes(config, prefixes);
         let arrivals = arrivals.into_iter().map(|arrival| arrival.fit(&config)).collect();
-        Scenario { config, executor, arrivals, revisits, drain_every, abort_all_at }
+        Scenario { config, executor, guesses, arrivals, revisits, drain_every, abort_all_at }
     }
 }
 
@@ -103,6 +109,17 @@ fn policies() -> impl Strategy<Value = SchedulingPolicy> {
 }
 
 prop_compose! {
+    fn ngrams()(
+        num_speculative_tokens in 1..9usize,
+        prompt_lookup_min in 1..3usize,
+        more in 0..3usize,
+    ) -> NgramConfig {
+        let prompt_lookup_max = prompt_lookup_min + more;
+        NgramConfig { num_speculative_tokens, prompt_lookup_min, prompt_lookup_max }
+    }
+}
+
+prop_compose! {
     /// Pools of some tens to two hundred tokens, where requests of some tens of tokens meet.
     fn configs()(
         block_size in prop_oneof![6 => 1..6usize, 2 => 6..9usize, 1 => Just(16usize)],
@@ -126,6 +143,7 @@ prop_compose! {
         ],
         watermark in prop_oneof![4 => Just(0.0), 4 => Just(0.01), 1 => Just(0.1), 1 => Just(0.5)],
         hash_seed in any::<u64>(),
+        speculative in prop::option::weighted(0.2, ngrams()),
     ) -> EngineConfig {
         let num_blocks = slots.div_ceil(block_size).max(3);
         EngineConfig {
@@ -143,6 +161,7 @@ prop_compose! {
             scheduling_policy,
             preemption_mode,
             watermark,
+            speculative,
             hash_seed,
             ..EngineConfig::default()
         }

@@ -10,6 +10,9 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:?}", self.config)?;
         writeln!(f, "{:?}", self.executor)?;
+        if let Some(guesses) = self.guesses {
+            writeln!(f, "{guesses:?}")?;
+        }
         for (number, arrival) in self.arrivals.iter().enumerate() {
             writeln!(f, "request {number}: {arrival}")?;
         }

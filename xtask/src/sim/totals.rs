@@ -53,6 +53,8 @@ totals! {
     beam_searches,
     ranked_samples,
     shared_prefix_blocks,
+    drafts_accepted,
+    drafts_rejected,
     stopped_by_token,
     stopped_by_string,
     ended_by_length,
@@ -89,6 +91,8 @@ impl Totals {
         }
         self.shared_prefix_blocks += engine.scheduler().num_held_blocks() as u64;
         self.prefix_hit_tokens += stats.num_prefix_hits;
+        self.drafts_accepted += stats.num_accepted_tokens;
+        self.drafts_rejected += stats.num_draft_tokens - stats.num_accepted_tokens;
         self.copies_on_write += blocks.num_copies;
         self.blocks_swapped_out += blocks.num_swapped_out;
         self.blocks_swapped_in += blocks.num_swapped_in;

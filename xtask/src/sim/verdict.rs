@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
-use pageloom_engine::FinishReason;
+use pageloom_engine::{FinishReason, MAX_SPECULATIVE_TOKENS};
 
 use super::{
     alone::Expected,
@@ -139,7 +139,13 @@ fn common(client: &Client<'_>, other: &Client<'_>) -> Vec<usize> {
     let rest = &prompt[num_common_prompt..];
     let common = outcomes.map(|outcome| {
         let output = outcome.tokens.iter().map(|token| token.id);
-        num_common_prompt + num_common(rest, &output.collect::<Vec<_>>())
+        let num_common = num_common_prompt + num_common(rest, &output.collect::<Vec<_>>());
+        // With drafts tokens may be computed past a stop string, in the step that drew it.
+        let whole = num_common == request.prompt.len() + outcome.tokens.len();
+        match whole && !request.stop.is_empty() {
+            true => prompt.len().min(num_common + MAX_SPECULATIVE_TOKENS),
+            false => num_common,
+        }
     });
     common.collect()
 }
