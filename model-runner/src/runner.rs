@@ -158,6 +158,7 @@ impl CpuRunner {
 
     /// From now on the time of each operation is added to this profile.
     pub fn profile_into(&mut self, profile: SharedProfile) {
+        self.model.backend.inner.pool().set_timed(true);
         self.model.backend.profile = Some(profile);
     }
 
@@ -186,6 +187,7 @@ impl CpuRunner {
             backend, decoder, ..
         } = &mut self.model;
         let profile = backend.profile.clone();
+        let busy = backend.inner.pool().busy();
         // Before anything can fail: what they move may belong to others.
         let began = Instant::now();
         backend.transfer(batch)?;
@@ -221,6 +223,9 @@ impl CpuRunner {
             let mut profile = profile.lock();
             profile.num_steps += 1;
             profile.run_time += began.elapsed();
+            let pool = backend.inner.pool();
+            profile.busy_time += pool.busy().saturating_sub(busy);
+            profile.num_threads = pool.num_threads();
         }
         Ok(())
     }

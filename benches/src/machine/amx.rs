@@ -126,6 +126,10 @@ pub(super) unsafe fn run(bf16: bool) -> f64 {
         }
         asm!("tilerelease", options(nostack));
     }
-    let operations = if bf16 { BF16_OPERATIONS } else { INT8_OPERATIONS };
+    let operations = if bf16 {
+        BF16_OPERATIONS
+    } else {
+        INT8_OPERATIONS
+    };
     (ROUNDS * 4 * operations) as f64
 }

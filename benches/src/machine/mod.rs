@@ -75,7 +75,11 @@ fn read_rate(num_threads: usize) -> Rate {
 
 #[cfg(target_arch = "x86_64")]
 fn amx_rate(num_threads: usize, bf16: bool) -> Option<Rate> {
-    let has = if bf16 { amx::has_bf16() } else { amx::has_int8() };
+    let has = if bf16 {
+        amx::has_bf16()
+    } else {
+        amx::has_int8()
+    };
     let allowed = has && amx::ask_permission();
     // SAFETY: the two conditions were just checked.
     allowed.then(|| both(num_threads, &|_| unsafe { amx::run(bf16) }))

@@ -73,6 +73,10 @@ pub struct Profile {
     pub num_steps: u64,
     /// Time in the runner: all operations and what is between them.
     pub run_time: Duration,
+    /// Time in parallel work, of all threads together.
+    pub busy_time: Duration,
+    /// Threads that compute.
+    pub num_threads: usize,
 }
 
 impl Profile {
@@ -164,7 +168,12 @@ impl<B: Backend> Backend for Profiled<B> {
         self.timed(Operation::Plan, |b| b.begin(batch))
     }
 
-    fn embed(&mut self, batch: &Batch, table: &B::Matrix, out: &mut B::Rows) -> Result<(), RunError> {
+    fn embed(
+        &mut self,
+        batch: &Batch,
+        table: &B::Matrix,
+        out: &mut B::Rows,
+    ) -> Result<(), RunError> {
         self.timed(Operation::Embed, |b| b.embed(batch, table, out))
     }
 

@@ -44,7 +44,8 @@ impl References {
     /// # Errors
     /// If the file cannot be read or its rows contradict themselves.
     pub(super) fn read(path: &Path) -> anyhow::Result<References> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let references: References = serde_json::from_slice(&bytes)
             .with_context(|| format!("{} holds no references", path.display()))?;
         for (index, row) in references.score.iter().enumerate() {
@@ -52,7 +53,11 @@ impl References {
             ensure!(
                 lens[0] == lens[1]
                     && row.top5_ids.len() >= lens[1]
-                    && row.top5_ids.iter().map(Vec::len).eq(row.top5_logprob.iter().map(Vec::len))
+                    && row
+                        .top5_ids
+                        .iter()
+                        .map(Vec::len)
+                        .eq(row.top5_logprob.iter().map(Vec::len))
                     && row.top5_ids.iter().all(|ids| !ids.is_empty()),
                 "{}: score row {index} contradicts itself",
                 path.display()
@@ -105,7 +110,10 @@ impl Accuracy {
         let or_dash = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
         [
             format!("{:.4}", self.mean_difference()),
-            or_dash(self.best_equal().map(|share| format!("{:.2} %", 100.0 * share))),
+            or_dash(
+                self.best_equal()
+                    .map(|share| format!("{:.2} %", 100.0 * share)),
+            ),
             or_dash(self.mean_divergence().map(|mean| format!("{mean:.1e}"))),
             format!("{} of {}", self.num_same_sentences, self.num_chats),
         ]
@@ -195,7 +203,11 @@ pub(super) fn of_pageloom(
             "prompt_logprobs": TOP,
         });
         let mut answer = server.post("/v1/completions", &body)?;
-        add_scores(&mut accuracy, row, answer["choices"][0]["prompt_logprobs"].take())?;
+        add_scores(
+            &mut accuracy,
+            row,
+            answer["choices"][0]["prompt_logprobs"].take(),
+        )?;
     }
     Ok(accuracy)
 }
@@ -212,7 +224,9 @@ fn add_scores(accuracy: &mut Accuracy, row: &ScoreRow, scores: Value) -> anyhow:
     for (at, expected) in row.logprob.iter().enumerate() {
         let found = positions[at + 1].as_ref();
         let found = found.context("a position without candidates")?;
-        let own = found.get(&row.ids[at + 1]).context("a token without its own score")?;
+        let own = found
+            .get(&row.ids[at + 1])
+            .context("a token without its own score")?;
         accuracy.num_positions += 1;
         accuracy.difference += (own.logprob - expected).abs();
         let best = found.iter().find(|(_, candidate)| candidate.rank == 1);
@@ -224,7 +238,9 @@ fn add_scores(accuracy: &mut Accuracy, row: &ScoreRow, scores: Value) -> anyhow:
             let listed = found.get(id);
             accuracy.num_unlisted += usize::from(listed.is_none());
             let log_q = listed.map_or(last, |candidate| candidate.logprob);
-            accuracy.divergence = accuracy.divergence.map(|sum| sum + log_p.exp() * (log_p - log_q));
+            accuracy.divergence = accuracy
+                .divergence
+                .map(|sum| sum + log_p.exp() * (log_p - log_q));
         }
     }
     Ok(())
@@ -307,10 +323,16 @@ mod tests {
             accuracy
         };
         let equal = compare(-0.5, -1.5);
-        assert_eq!((equal.mean_difference(), equal.best_equal()), (0.0, Some(1.0)));
+        assert_eq!(
+            (equal.mean_difference(), equal.best_equal()),
+            (0.0, Some(1.0))
+        );
         assert_eq!(equal.mean_divergence(), Some(0.0));
         let other = compare(-1.0, -0.9);
-        assert_eq!((other.mean_difference(), other.best_equal()), (0.5, Some(0.0)));
+        assert_eq!(
+            (other.mean_difference(), other.best_equal()),
+            (0.5, Some(0.0))
+        );
         let divergence = (-0.5f64).exp() * 0.5 + (-1.5f64).exp() * -0.6;
         assert!((other.mean_divergence().unwrap() - divergence).abs() < 1e-12);
     }

@@ -59,17 +59,32 @@ pub(super) fn measure(setup: &Setup) -> anyhow::Result<Memory> {
     let batch_size = setup.largest();
     let [len, seqs] = [PROMPT_LEN + OUTPUT_LEN, batch_size].map(|n| n.to_string());
     // The default pool holds so many sequences of full length, no more: all blocks get written.
-    let flags = ["--max-model-len", &len, "--max-num-seqs", &seqs, "--no-enable-prefix-caching"];
+    let flags = [
+        "--max-model-len",
+        &len,
+        "--max-num-seqs",
+        &seqs,
+        "--no-enable-prefix-caching",
+    ];
     let server = Server::start(setup, &flags.map(str::to_owned))?;
     let size = |what: &str| {
         let found = bytes_after(&server.summary, what);
-        found.with_context(|| format!("it does not say how large its {what}are: {}", server.summary))
+        found.with_context(|| {
+            format!(
+                "it does not say how large its {what}are: {}",
+                server.summary
+            )
+        })
     };
     let (weights, pool) = (size("weights ")?, size("KV cache ")?);
     let ready = server.resident()?;
     // Any ids will do, as long as no two prompts are alike.
     let prompts: Vec<Vec<usize>> = (0..batch_size)
-        .map(|row| (0..PROMPT_LEN).map(|i| 100 + (row * 7919 + i * 104_729) % 40_000).collect())
+        .map(|row| {
+            (0..PROMPT_LEN)
+                .map(|i| 100 + (row * 7919 + i * 104_729) % 40_000)
+                .collect()
+        })
         .collect();
     let body = json!({
         "prompt": prompts,
@@ -84,7 +99,12 @@ pub(super) fn measure(setup: &Setup) -> anyhow::Result<Memory> {
         "{num_tokens:?} tokens were generated"
     );
     let done = server.resident()?;
-    Ok(Memory { weights, pool, ready, done })
+    Ok(Memory {
+        weights,
+        pool,
+        ready,
+        done,
+    })
 }
 
 /// Seconds from launch to ready, so many times.
@@ -95,7 +115,9 @@ pub(super) fn startup(setup: &Setup, times: usize) -> anyhow::Result<Figure> {
     // The first reads the model into the page cache.
     Server::start(setup, &[])?;
     let ready = (0..times).map(|_| Ok(Server::start(setup, &[])?.ready.as_secs_f64()));
-    ready.collect::<anyhow::Result<Vec<f64>>>().map(Figure::from_iter)
+    ready
+        .collect::<anyhow::Result<Vec<f64>>>()
+        .map(Figure::from_iter)
 }
 
 /// The bytes that a text gives as "256.5 MiB" after a word.
@@ -129,7 +151,10 @@ mod tests {
 
     #[test]
     fn what_is_neither_weights_nor_pool_remains() {
-        let resident = |all| Resident { all, ..Resident::default() };
+        let resident = |all| Resident {
+            all,
+            ..Resident::default()
+        };
         let memory = Memory {
             weights: 100.0,
             pool: 50.0,

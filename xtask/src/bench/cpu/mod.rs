@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Threads of each engine [default: one per core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
+    /// Numbers of requests submitted at once [default: 1,8,32,64]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
+    batch_sizes: Vec<u16>,
     /// One round of batch sizes 1 and 32, the default mode alone, one start: about a minute
     #[arg(long)]
     quick: bool,
@@ -99,7 +102,9 @@ struct Setup {
 impl Setup {
     fn new(args: &Args) -> anyhow::Result<Setup> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-        let root = root.context("xtask lies in the workspace's root")?.to_owned();
+        let root = root
+            .context("xtask lies in the workspace's root")?
+            .to_owned();
         let pageloom = match &args.pageloom {
             Some(path) => path.clone(),
             None => beside_this_program()?,
@@ -109,9 +114,17 @@ impl Setup {
             "{} is not there: cargo build --release -p pageloom, or --pageloom PATH",
             pageloom.display()
         );
-        for file in [Some(&args.model), args.peer_model_q8.as_ref(), args.peer_model_q4.as_ref()] {
+        for file in [
+            Some(&args.model),
+            args.peer_model_q8.as_ref(),
+            args.peer_model_q4.as_ref(),
+        ] {
             let missing = file.filter(|file| !file.is_file());
-            ensure!(missing.is_none(), "{} is no file", missing.map_or("".into(), |f| f.display().to_string()));
+            ensure!(
+                missing.is_none(),
+                "{} is no file",
+                missing.map_or("".into(), |f| f.display().to_string())
+            );
         }
         let fixture = || root.join("model-runner/tests/fixtures/smollm2.json");
         let references = args.references.clone().unwrap_or_else(fixture);
@@ -121,6 +134,16 @@ impl Setup {
             ([], false) => MODES.map(str::to_owned).to_vec(),
             (modes, _) => modes.to_vec(),
         };
+        let mut batch_sizes: Vec<usize> = args.batch_sizes.iter().map(|&n| n.into()).collect();
+        if batch_sizes.is_empty() {
+            batch_sizes = if args.quick {
+                vec![1, 32]
+            } else {
+                vec![1, 8, 32, 64]
+            };
+        }
+        batch_sizes.sort_unstable();
+        batch_sizes.dedup();
         Ok(Setup {
             references,
             root,
@@ -132,7 +155,7 @@ impl Setup {
             peer_model_q4: args.peer_model_q4.clone(),
             runs: if args.quick { 1 } else { args.runs.into() },
             threads: args.threads.map_or(threads, usize::from),
-            batch_sizes: if args.quick { vec![1, 32] } else { vec![1, 8, 32, 64] },
+            batch_sizes,
             modes: [vec![String::new()], others].concat(),
             scaling: !args.quick,
         })
@@ -189,7 +212,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         rounds: &rounds,
         memory: memory.as_ref(),
         startup: startup.as_ref(),
-        accuracy: accuracies.iter().find(|(id, _)| *id == Id::Pageloom(0)).map(|(_, a)| a),
+        accuracy: accuracies
+            .iter()
+            .find(|(id, _)| *id == Id::Pageloom(0))
+            .map(|(_, a)| a),
     };
     targets::print(&setup, &measured);
     match &args.json {
@@ -200,7 +226,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// A section that failed is told of, and the run goes on.
 fn told<T>(section: &str, outcome: anyhow::Result<T>) -> Option<T> {
-    outcome.map_err(|error| println!("\n{section}: not measured: {error:#}")).ok()
+    outcome
+        .map_err(|error| println!("\n{section}: not measured: {error:#}"))
+        .ok()
 }
 
 /// Accuracy of each engine that can tell it.
@@ -214,29 +242,25 @@ fn measure_accuracy(
         eprintln!("accuracy: {}", engine.name);
         let accuracy = match engine.id {
             Id::Pageloom(mode) => {
-                let flags: Vec<String> =
-                    setup.modes[mode].split_whitespace().map(str::to_owned).collect();
+                let flags: Vec<String> = setup.modes[mode]
+                    .split_whitespace()
+                    .map(str::to_owned)
+                    .collect();
                 Some(accuracy::of_pageloom(setup, &flags, references))
             }
             // The default mode: threads change no number.
             Id::PageloomOneThread => None,
             _ => accuracy::of_peer(setup, engine, references),
         };
-        let accuracy = accuracy.and_then(|outcome| {
-            told(&format!("accuracy of {}", engine.name), outcome)
-        });
+        let accuracy =
+            accuracy.and_then(|outcome| told(&format!("accuracy of {}", engine.name), outcome));
         accuracies.extend(accuracy.map(|accuracy| (engine.id, accuracy)));
     }
     accuracies
 }
 
 /// Speed and accuracy side by side.
-fn print_modes(
-    setup: &Setup,
-    engines: &[Engine],
-    rounds: &Rounds,
-    accuracies: &[(Id, Accuracy)],
-) {
+fn print_modes(setup: &Setup, engines: &[Engine], rounds: &Rounds, accuracies: &[(Id, Accuracy)]) {
     let mut rows = Vec::new();
     let largest = setup.largest();
     let mut remarks = Vec::new();
@@ -245,7 +269,11 @@ fn print_modes(
         if engine.id == Id::PageloomOneThread || rounds.rate(engine.id, 1, Rate::All).is_empty() {
             continue;
         }
-        let mut row = vec![engine.name.clone(), rate(1, Rate::Decode), rate(largest, Rate::All)];
+        let mut row = vec![
+            engine.name.clone(),
+            rate(1, Rate::Decode),
+            rate(largest, Rate::All),
+        ];
         let accuracy = accuracies.iter().find(|(id, _)| *id == engine.id);
         match accuracy {
             None => row.extend(std::iter::repeat_n("-".to_owned(), 4)),
@@ -291,7 +319,15 @@ fn print_memory(memory: &memory::Memory, engines: &[Engine], rounds: &Rounds) {
         row("ready", |run| run.resident_ready);
         row("after the batches", |run| run.resident_done);
     }
-    let header = ["MiB", "resident", "anonymous", "of files", "weights", "KV pool", "beyond"];
+    let header = [
+        "MiB",
+        "resident",
+        "anonymous",
+        "of files",
+        "weights",
+        "KV pool",
+        "beyond",
+    ];
     tables::print("Memory", &header, &rows);
 }
 

@@ -212,7 +212,9 @@ impl Engine {
                 let mut command = Command::new(binary);
                 command.arg("-m").arg(self.peer_model(setup)?);
                 command.args("-c 40960 -b 2048 -ub 512 -fa on --output-format jsonl".split(' '));
-                command.args(lengths(["-npp", "-ntg"])).args(["-npl", &sizes]);
+                command
+                    .args(lengths(["-npp", "-ntg"]))
+                    .args(["-npl", &sizes]);
                 command.args(["-t", &setup.threads.to_string()]);
                 parse_llama_cpp(&Running::start(command)?.finish(LIMIT)?)?
             }

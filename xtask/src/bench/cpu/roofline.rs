@@ -23,7 +23,10 @@ struct Work {
 impl Work {
     fn of(config: &ModelConfig) -> Work {
         let size = |n: usize| n as f64;
-        let (hidden, heads) = (size(config.hidden_size), size(config.num_heads * config.head_dim));
+        let (hidden, heads) = (
+            size(config.hidden_size),
+            size(config.num_heads * config.head_dim),
+        );
         let kv_heads = size(config.num_kv_heads * config.head_dim);
         let layer = hidden * (heads + 2.0 * kv_heads) // queries, keys, values
             + heads * hidden
@@ -32,7 +35,11 @@ impl Work {
         Work {
             layers: size(config.num_layers) * layer,
             output,
-            looked_up: if config.tie_word_embeddings { 0.0 } else { output },
+            looked_up: if config.tie_word_embeddings {
+                0.0
+            } else {
+                output
+            },
             attention: size(config.num_layers) * 2.0 * heads,
         }
     }
@@ -62,7 +69,12 @@ impl Work {
 pub(super) fn print(setup: &Setup, config: &ModelConfig, rounds: &Rounds, weights: Option<f64>) {
     print_limits(&rounds.machine);
     let limit = |of: &dyn Fn(&Limits) -> Option<Limit>| -> Option<f64> {
-        let all: Figure = rounds.machine.iter().filter_map(of).map(|limit| limit.all).collect();
+        let all: Figure = rounds
+            .machine
+            .iter()
+            .filter_map(of)
+            .map(|limit| limit.all)
+            .collect();
         (!all.is_empty()).then(|| all.median())
     };
     let work = Work::of(config);
@@ -80,8 +92,14 @@ pub(super) fn print(setup: &Setup, config: &ModelConfig, rounds: &Rounds, weight
     let largest = setup.largest();
     let phases = [
         ("one stream, decode".to_owned(), work.decode() * rate),
-        (format!("prefill, {largest} at once"), work.prefill() * ours(largest, Rate::Prefill)),
-        (format!("decode, {largest} at once"), work.decode() * ours(largest, Rate::Decode)),
+        (
+            format!("prefill, {largest} at once"),
+            work.prefill() * ours(largest, Rate::Prefill),
+        ),
+        (
+            format!("decode, {largest} at once"),
+            work.decode() * ours(largest, Rate::Decode),
+        ),
     ];
     let limits = [
         ("FMA", limit(&|l| Some(l.fma))),
@@ -95,7 +113,11 @@ pub(super) fn print(setup: &Setup, config: &ModelConfig, rounds: &Rounds, weight
             limit.map(|limit| format!("{:.1} % of {name}", 100.0 * operations / limit))
         };
         let percents: Vec<String> = limits.iter().filter_map(percent).collect();
-        rows.push(vec![phase, format!("{operations:.1} GOP/s"), percents.join(", ")]);
+        rows.push(vec![
+            phase,
+            format!("{operations:.1} GOP/s"),
+            percents.join(", "),
+        ]);
     }
     tables::print("Roofline", &["phase", "does", "which is"], &rows);
 }
@@ -118,5 +140,9 @@ fn print_limits(rounds: &[Limits]) {
     row("AMX bf16, GFLOP/s", &|l| l.amx_bf16);
     row("AMX int8, GOP/s", &|l| l.amx_int8);
     let all = format!("{threads} threads");
-    tables::print("Limits of the machine, measured", &["what", "1 thread", &all], &rows);
+    tables::print(
+        "Limits of the machine, measured",
+        &["what", "1 thread", &all],
+        &rows,
+    );
 }

@@ -81,7 +81,8 @@ impl Server {
     /// Where there is no `/proc`.
     pub(super) fn resident(&self) -> anyhow::Result<Resident> {
         let path = format!("/proc/{}/status", self.running.id());
-        let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let status =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         let field = |name: &str| -> anyhow::Result<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());

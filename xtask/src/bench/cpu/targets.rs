@@ -88,7 +88,13 @@ pub(super) fn print(setup: &Setup, measured: &Measured<'_>) {
     );
 }
 
-fn row(name: &str, ours: String, peer: String, asked: String, reached: Option<bool>) -> Vec<String> {
+fn row(
+    name: &str,
+    ours: String,
+    peer: String,
+    asked: String,
+    reached: Option<bool>,
+) -> Vec<String> {
     let verdict = match reached {
         Some(true) => "reached",
         Some(false) => "not reached",
@@ -107,7 +113,11 @@ fn scaling(setup: &Setup, rounds: &Rounds) -> Vec<String> {
     let ratio = all.over(&one);
     let reached = (setup.threads == 2 && !ratio.is_empty()).then(|| ratio.median() >= SCALING);
     row(
-        &format!("1 to {} threads, {} at once", setup.threads, setup.largest()),
+        &format!(
+            "1 to {} threads, {} at once",
+            setup.threads,
+            setup.largest()
+        ),
         all.show(0),
         format!("1 thread: {}", one.show(0)),
         format!("{} of {SCALING}x", ratio.show(2)),
@@ -118,7 +128,11 @@ fn scaling(setup: &Setup, rounds: &Rounds) -> Vec<String> {
 fn memory_and_time(measured: &Measured<'_>) -> Vec<Vec<String>> {
     let beyond = measured.memory.map(|memory| mib(memory.beyond()[1]));
     let startup = measured.startup.filter(|startup| !startup.is_empty());
-    let peer = |id| measured.rounds.told(id, |run| run.ready.map(|t| t.as_secs_f64()));
+    let peer = |id| {
+        measured
+            .rounds
+            .told(id, |run| run.ready.map(|t| t.as_secs_f64()))
+    };
     vec![
         row(
             "resident MiB beyond weights and KV pool",
