@@ -211,7 +211,10 @@ impl Engine {
             Program::LlamaCpp { binary } => {
                 let mut command = Command::new(binary);
                 command.arg("-m").arg(self.peer_model(setup)?);
-                command.args("-c 40960 -b 2048 -ub 512 -fa on --output-format jsonl".split(' '));
+                // Room for the largest batch and some more.
+                let context = 40_960.max(setup.largest() * (PROMPT_LEN + OUTPUT_LEN));
+                command.args(["-c", &context.to_string()]);
+                command.args("-b 2048 -ub 512 -fa on --output-format jsonl".split(' '));
                 command
                     .args(lengths(["-npp", "-ntg"]))
                     .args(["-npl", &sizes]);
