@@ -1,5 +1,6 @@
 //! `pageloom bench`: many requests at once, in process.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -69,9 +70,9 @@ struct Rates {
 /// Where the time of the two phases goes.
 #[derive(Debug, Serialize)]
 struct Phases {
-    /// Of a run with one output token each.
+    /// Of a whole run, until every request has its first token.
     prefill: Shares,
-    /// Of what a whole run takes longer.
+    /// The rest of the run.
     decode: Shares,
 }
 
@@ -104,18 +105,6 @@ impl Shares {
             busy_ms: in_ms(profile.busy_time),
             idle_ms: total * profile.num_threads as f64 - in_ms(profile.busy_time),
             ms,
-        }
-    }
-
-    /// What a run took longer than another one.
-    fn minus(&self, other: &Shares) -> Shares {
-        let pairs = self.ms.iter().zip(&other.ms);
-        Shares {
-            num_steps: self.num_steps - other.num_steps.min(self.num_steps),
-            total_ms: self.total_ms - other.total_ms,
-            busy_ms: self.busy_ms - other.busy_ms,
-            idle_ms: self.idle_ms - other.idle_ms,
-            ms: pairs.map(|(all, part)| (all.0, all.1 - part.1)).collect(),
         }
     }
 
@@ -161,6 +150,7 @@ pub(super) fn run(args: BenchArgs) -> anyhow::Result<()> {
         vocab_size: launched.vocab_size,
         prompt_len: args.prompt_len,
         profile: options.profile.clone(),
+        phases: None,
         // Seed 0 must not start the generator at its fixed point.
         random: (args.seed ^ 0x9e37_79b9_7f4a_7c15).max(1),
     };
@@ -188,23 +178,17 @@ struct Bench<'a> {
     vocab_size: usize,
     prompt_len: usize,
     profile: Option<SharedProfile>,
+    /// Of the last run.
+    phases: Option<Phases>,
     /// State of the generator of prompts, never zero.
     random: u64,
 }
 
 impl Bench<'_> {
     fn rates(&mut self, batch_size: usize, output_len: usize) -> anyhow::Result<Rates> {
-        // What came before, the warm-up among it, is not of this batch size.
-        self.taken(0.0);
         let prefill_s = self.time(batch_size, 1)?;
-        let prefill = self.taken(prefill_s);
         let total_s = self.time(batch_size, output_len)?;
-        let profile = prefill
-            .zip(self.taken(total_s))
-            .map(|(prefill, whole)| Phases {
-                decode: whole.minus(&prefill),
-                prefill,
-            });
+        let profile = self.phases.take();
         let tokens = |per_request: usize| (per_request * batch_size) as f64;
         Ok(Rates {
             batch_size,
@@ -218,7 +202,7 @@ impl Bench<'_> {
         })
     }
 
-    /// The profile of a run that took so many seconds, if one is kept; the next starts empty.
+    /// The profile of the last so many seconds, if one is kept; the next starts empty.
     fn taken(&self, seconds: f64) -> Option<Shares> {
         let profile = self.profile.as_ref()?.take();
         Some(Shares::new(&profile, Duration::from_secs_f64(seconds)))
@@ -232,18 +216,31 @@ impl Bench<'_> {
             self.engine.add(request, start.elapsed())?;
         }
         let mut num_tokens = 0;
+        // What came before is not of this run.
+        self.taken(0.0);
+        let mut begun = HashSet::new();
+        let mut prefill = None;
         while self.engine.has_work() {
             self.engine.step(start.elapsed())?;
-            for (_, event) in self.engine.drain_events() {
+            for (id, event) in self.engine.drain_events() {
                 if let RequestEvent::Output(delta) = event {
                     num_tokens += delta.tokens.len();
+                    begun.insert(id);
                     if let Some(FinishReason::Error(message)) = delta.finish {
                         bail!("a request failed: {message}");
                     }
                 }
             }
+            if prefill.is_none() && begun.len() == batch_size {
+                let until = start.elapsed().as_secs_f64();
+                prefill = self.taken(until).map(|shares| (until, shares));
+            }
         }
         let seconds = start.elapsed().as_secs_f64();
+        self.phases = prefill.and_then(|(until, prefill)| {
+            let decode = self.taken(seconds - until)?;
+            Some(Phases { prefill, decode })
+        });
         if num_tokens != batch_size * output_len {
             bail!(
                 "{num_tokens} tokens were generated instead of {}",

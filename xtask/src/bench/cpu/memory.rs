@@ -68,7 +68,11 @@ pub(super) fn measure(setup: &Setup) -> anyhow::Result<Memory> {
     ];
     let server = Server::start(setup, &flags.map(str::to_owned))?;
     let size = |what: &str| {
-        let found = bytes_after(&server.summary, what);
+        let line = server
+            .summary
+            .lines()
+            .find(|line| line.starts_with("memory"));
+        let found = line.and_then(|line| bytes_after(line, what));
         found.with_context(|| {
             format!(
                 "it does not say how large its {what}are: {}",
