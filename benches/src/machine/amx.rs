@@ -12,9 +12,9 @@ const INT8_OPERATIONS: usize = 16 * 16 * 64 * 2;
 
 /// Leaf 7 of `cpuid`, register edx.
 fn features() -> u32 {
-    // SAFETY: every x86-64 processor has `cpuid`; leaf 7 of those that lack it is that of the
-    // highest they have, whose bits decide nothing here without bit 24.
-    #[allow(unused_unsafe)] // Safe in later releases of the standard library.
+    // Safe in later releases of the standard library.
+    #[allow(unused_unsafe)]
+    // SAFETY: every x86-64 processor has `cpuid`, and leaf 7 is asked for only where there is one.
     unsafe {
         if __cpuid_count(0, 0).eax < 7 {
             return 0;
