@@ -24,7 +24,7 @@ pub use batch::{
     Batch, Candidate, OutputRow, RowError, RowOutput, StepOutput, TokenLogprobs, Want,
 };
 pub use error::RunError;
-pub use ops::{Quantization, WeightDtype};
+pub use ops::{Operation, Profile, Quantization, SharedProfile, WeightDtype};
 pub use pageloom_paged_attn_kernels::KvDtype;
 pub use runner::{CpuRunner, LoadOptions, Model, RunnerConfig};
 pub use sampling::{InvalidParam, MAX_LOGPROBS, SamplingParams};

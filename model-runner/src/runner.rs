@@ -8,7 +8,10 @@ use pageloom_paged_attn_kernels::{CacheLayout, KvDtype};
 use crate::batch::{Batch, RowOutput, StepOutput};
 use crate::error::RunError;
 use crate::models::{Activations, Llama};
-use crate::ops::{Backend, CpuBackend, CpuRows, Quantization, WeightDtype, WeightOptions};
+use crate::ops::{
+    Backend, CpuBackend, CpuRows, Operation, Profiled, Quantization, SharedProfile, WeightDtype,
+    WeightOptions,
+};
 use crate::sampling::Sampler;
 use crate::weights::{Checkpoint, LoadError, ModelConfig};
 
@@ -42,8 +45,8 @@ impl Default for LoadOptions {
 /// A model with its weights in memory, ready to be given a KV cache.
 pub struct Model {
     config: ModelConfig,
-    backend: CpuBackend,
-    decoder: Llama<CpuBackend>,
+    backend: Profiled<CpuBackend>,
+    decoder: Llama<Profiled<CpuBackend>>,
 }
 
 impl Model {
@@ -63,6 +66,7 @@ impl Model {
             config.num_heads,
             frequencies,
         );
+        let backend = Profiled::new(backend);
         let decoder = Llama::load(&backend, checkpoint)?;
         Ok(Model {
             config,
@@ -127,7 +131,7 @@ pub struct RunnerConfig {
 /// Runs steps on the CPU.
 pub struct CpuRunner {
     model: Model,
-    activations: Activations<CpuBackend>,
+    activations: Activations<Profiled<CpuBackend>>,
     logits: CpuRows,
     /// One a thread, each used by its own thread alone.
     samplers: Vec<Mutex<Sampler>>,
@@ -143,8 +147,9 @@ impl CpuRunner {
         let layout = model.cache_layout(&config);
         model
             .backend
+            .inner
             .allocate_cache(layout, config.num_host_blocks)?;
-        let num_threads = model.backend.pool().num_threads();
+        let num_threads = model.backend.inner.pool().num_threads();
         Ok(CpuRunner {
             activations: model.decoder.activations(&model.backend, &model.config),
             logits: model.backend.rows(model.config.vocab_size),
@@ -159,6 +164,12 @@ impl CpuRunner {
     /// Shape of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.model.config
+    }
+
+    /// From now on the time of each operation is added to this profile.
+    pub fn profile_into(&mut self, profile: SharedProfile) {
+        self.model.backend.inner.pool().set_timed(true);
+        self.model.backend.profile = Some(profile);
     }
 
     /// Whether [`run`](Self::run) can do the batch's transfers.
@@ -185,6 +196,8 @@ impl CpuRunner {
         let Model {
             backend, decoder, ..
         } = &mut self.model;
+        let profile = backend.profile.clone();
+        let busy = backend.inner.pool().busy();
         // Before anything can fail: what they move may belong to others.
         let began = Instant::now();
         backend.transfer(batch)?;
@@ -198,7 +211,9 @@ impl CpuRunner {
             out.rows
                 .resize(first + wanted.len(), Ok(RowOutput::default()));
             let (logits, samplers) = (&self.logits, &self.samplers);
+            let began = profile.as_ref().map(|_| Instant::now());
             backend
+                .inner
                 .pool()
                 .for_each_mut(&mut out.rows[first..], |worker, i, result| {
                     let output = &wanted[i];
@@ -210,6 +225,17 @@ impl CpuRunner {
                         .unwrap_or_else(PoisonError::into_inner);
                     *result = sampler.output(logits, position, &output.want);
                 });
+            if let (Some(profile), Some(began)) = (&profile, began) {
+                profile.lock().add(Operation::Sampling, began.elapsed());
+            }
+        }
+        if let Some(profile) = profile {
+            let mut profile = profile.lock();
+            profile.num_steps += 1;
+            profile.run_time += began.elapsed();
+            let pool = backend.inner.pool();
+            profile.busy_time += pool.busy().saturating_sub(busy);
+            profile.num_threads = pool.num_threads();
         }
         Ok(())
     }

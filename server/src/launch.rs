@@ -9,7 +9,7 @@ use anyhow::{Context, Error, bail};
 use pageloom_engine::text::{ChatTemplate, Tokenizer};
 use pageloom_engine::{Engine, EngineConfig, ModelExecutor};
 use pageloom_model_runner::{
-    Checkpoint, CpuRunner, KvDtype, LoadOptions, Model, RunnerConfig, WeightDtype,
+    Checkpoint, CpuRunner, KvDtype, LoadOptions, Model, RunnerConfig, SharedProfile, WeightDtype,
 };
 
 use crate::api::CacheInfo;
@@ -29,6 +29,8 @@ pub struct EngineOptions {
     pub max_num_queued_reqs: Option<usize>,
     /// Files with beginnings of prompts to be kept in the cache.
     pub shared_prefixes: Vec<PathBuf>,
+    /// Where the runner adds the time of each operation.
+    pub profile: Option<SharedProfile>,
 }
 
 /// An engine with what goes with it.
@@ -212,7 +214,7 @@ pub fn launch(
         num_resident_blocks: config.num_resident_blocks(),
         load_time: start.elapsed(),
     };
-    let runner = CpuRunner::new(
+    let mut runner = CpuRunner::new(
         loaded,
         RunnerConfig {
             block_size: config.block_size,
@@ -221,6 +223,9 @@ pub fn launch(
             kv_dtype,
         },
     )?;
+    if let Some(profile) = &options.profile {
+        runner.profile_into(profile.clone());
+    }
     let executor = Box::new(ModelExecutor::new(runner));
     let engine = Engine::new(config.clone(), executor, Arc::clone(&tokenizer))?;
     Ok(Launched {

@@ -1,5 +1,4 @@
-//! Project tasks: `cargo xtask ci`, `cargo xtask sim`, `cargo xtask bench block-size`,
-//! `cargo xtask bench prefix-cache`.
+//! Project tasks: `cargo xtask ci`, `cargo xtask sim`, `cargo xtask bench cpu` and other experiments.
 
 mod bench;
 mod sim;

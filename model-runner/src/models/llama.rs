@@ -11,7 +11,7 @@
 
 use crate::batch::Batch;
 use crate::error::RunError;
-use crate::ops::{Backend, Linear, QkvLayout};
+use crate::ops::{Backend, Linear, LinearOf, QkvLayout};
 use crate::weights::{Checkpoint, LoadError, ModelConfig, Tensor};
 
 /// A decoder of the LLaMA family with its weights.
@@ -62,7 +62,7 @@ impl<B: Backend> Llama<B> {
         let config = checkpoint.config();
         let vector = |name: &str| backend.load_vector(&[checkpoint.tensor(name)?]);
         let matrix = |name: &str| backend.load_matrix(&[checkpoint.tensor(name)?]);
-        let plain = |weight| Linear { weight, bias: None };
+        let plain = |weight| LinearOf { weight, bias: None };
         Ok(Llama {
             qkv: QkvLayout {
                 num_heads: config.num_heads,
@@ -203,7 +203,7 @@ impl<B: Backend> Layer<B> {
         ];
         Ok(Layer {
             attention_norm: vector("input_layernorm.weight")?,
-            qkv: Linear {
+            qkv: LinearOf {
                 weight: backend.load_matrix(&projections("weight")?)?,
                 bias: match config.qkv_bias {
                     true => Some(backend.load_vector(&projections("bias")?)?),
@@ -219,7 +219,7 @@ impl<B: Backend> Layer<B> {
             },
             o: matrix("self_attn.o_proj.weight")?,
             mlp_norm: vector("post_attention_layernorm.weight")?,
-            gate_up: Linear {
+            gate_up: LinearOf {
                 weight: backend.load_matrix(&gate_up)?,
                 bias: None,
             },

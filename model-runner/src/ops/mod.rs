@@ -5,9 +5,11 @@
 //! folder only.
 
 mod cpu;
+mod profiled;
 
 pub use cpu::{CpuBackend, CpuRows, Quantization, WeightDtype, WeightOptions};
 pub use pageloom_paged_attn_kernels::cpu::Heads;
+pub use profiled::{Operation, Profile, Profiled, SharedProfile};
 
 use crate::batch::Batch;
 use crate::error::RunError;
@@ -65,12 +67,15 @@ impl QkvLayout {
 }
 
 /// A linear layer: a matrix and perhaps a bias.
-pub struct Linear<B: Backend> {
+pub struct LinearOf<Matrix, Vector> {
     /// `[outputs, inputs]`.
-    pub weight: B::Matrix,
+    pub weight: Matrix,
     /// `[outputs]`.
-    pub bias: Option<B::Vector>,
+    pub bias: Option<Vector>,
 }
+
+/// A linear layer of a back end. Back ends that share their weights' types share this too.
+pub type Linear<B> = LinearOf<<B as Backend>::Matrix, <B as Backend>::Vector>;
 
 /// What a decoder needs of a device.
 ///

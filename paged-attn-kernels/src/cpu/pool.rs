@@ -17,6 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::disjoint::DisjointSlice;
 
@@ -45,6 +46,22 @@ struct Shared {
     gate: Mutex<()>,
     bell: Condvar,
     shutdown: AtomicBool,
+    /// Whether `busy_ns` is kept.
+    timed: AtomicBool,
+    /// Nanoseconds in tasks, of all threads together.
+    busy_ns: AtomicU64,
+}
+
+impl Shared {
+    /// Runs tasks, and adds how long that took if times are kept.
+    fn timed(&self, tasks: impl FnOnce()) {
+        let began = self.timed.load(Ordering::Relaxed).then(Instant::now);
+        tasks();
+        if let Some(began) = began {
+            let ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.busy_ns.fetch_add(ns, Ordering::Relaxed);
+        }
+    }
 }
 
 // SAFETY: `job` is written only by the caller that holds `ThreadPool::caller` while the region is
@@ -79,6 +96,8 @@ impl ThreadPool {
             gate: Mutex::new(()),
             bell: Condvar::new(),
             shutdown: AtomicBool::new(false),
+            timed: AtomicBool::new(false),
+            busy_ns: AtomicU64::new(0),
         });
         let workers = (1..num_threads.min(INSIDE as usize))
             .map_while(|worker| {
@@ -99,6 +118,17 @@ impl ThreadPool {
     /// Number of threads that take part in a region, the caller included.
     pub fn num_threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Whether the time in tasks is kept from now on; it is not at first.
+    pub fn set_timed(&self, timed: bool) {
+        self.shared.timed.store(timed, Ordering::Relaxed);
+    }
+
+    /// Time in tasks so far, of all threads together, while it was kept. What is missing to the time
+    /// of all threads is spent alone, waiting for another thread, or asleep.
+    pub fn busy(&self) -> Duration {
+        Duration::from_nanos(self.shared.busy_ns.load(Ordering::Relaxed))
     }
 
     /// Calls `task(index)` once for every index below `num_tasks` and returns when all are done.
@@ -128,7 +158,8 @@ impl ThreadPool {
         IN_REGION.set(true);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             if self.workers.is_empty() || num_tasks < 2 {
-                (0..num_tasks).for_each(|index| task(0, index));
+                self.shared
+                    .timed(|| (0..num_tasks).for_each(|index| task(0, index)));
             } else {
                 self.run(num_tasks, &task);
             }
@@ -178,7 +209,7 @@ impl ThreadPool {
             drop(shared.gate.lock().unwrap_or_else(PoisonError::into_inner));
             shared.bell.notify_all();
         }
-        take_tasks(shared, job, 0);
+        shared.timed(|| take_tasks(shared, job, 0));
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
@@ -246,7 +277,7 @@ fn work(shared: &Shared, worker: usize) {
         seen = epoch;
         // SAFETY: this thread is inside the open region, so `job` is set and not written.
         if let Some(job) = unsafe { *shared.job.get() } {
-            take_tasks(shared, job, worker);
+            shared.timed(|| take_tasks(shared, job, worker));
         }
         shared.state.fetch_sub(1, Ordering::AcqRel);
     }
@@ -296,6 +327,23 @@ fn wait_for_region(shared: &Shared, seen: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_in_tasks_is_kept_when_asked_and_of_all_threads() {
+        for num_threads in [1, 2] {
+            let pool = ThreadPool::new(num_threads);
+            let nap = |_| std::thread::sleep(Duration::from_millis(5));
+            pool.for_each(2, nap);
+            assert_eq!(pool.busy(), Duration::ZERO);
+            pool.set_timed(true);
+            pool.for_each(2, nap);
+            assert!(
+                pool.busy() >= Duration::from_millis(10),
+                "{:?}",
+                pool.busy()
+            );
+        }
+    }
 
     #[test]
     fn every_index_runs_exactly_once() {

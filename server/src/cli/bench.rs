@@ -1,11 +1,12 @@
 //! `pageloom bench`: many requests at once, in process.
 
-use std::time::Instant;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use pageloom_engine::{Engine, FinishReason, Request, RequestEvent};
-use pageloom_model_runner::{SamplingParams, TokenId};
+use pageloom_model_runner::{Operation, Profile, SamplingParams, SharedProfile, TokenId};
 use serde::Serialize;
 
 use super::{CacheOptions, ModelOptions};
@@ -42,6 +43,9 @@ pub struct BenchArgs {
     /// Print one JSON object per batch size
     #[arg(long)]
     json: bool,
+    /// Tell where the time goes, by operation
+    #[arg(long)]
+    profile: bool,
 }
 
 /// Rates at one batch size, in tokens a second.
@@ -58,6 +62,62 @@ struct Rates {
     decode: f64,
     /// Prompt and output tokens over the time of the whole run.
     all: f64,
+    /// With --profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<Phases>,
+}
+
+/// Where the time of the two phases goes.
+#[derive(Debug, Serialize)]
+struct Phases {
+    /// Of a whole run, until every request has its first token.
+    prefill: Shares,
+    /// The rest of the run.
+    decode: Shares,
+}
+
+/// Milliseconds by operation, over all steps of a phase.
+#[derive(Debug, Clone, Default, Serialize)]
+struct Shares {
+    num_steps: u64,
+    total_ms: f64,
+    /// All threads together: in parallel work, and not.
+    busy_ms: f64,
+    idle_ms: f64,
+    /// In the order they are done; what is left of the total at the end.
+    ms: Vec<(&'static str, f64)>,
+}
+
+impl Shares {
+    /// `total`: time of the run, from its first request to its last token.
+    fn new(profile: &Profile, total: Duration) -> Self {
+        let in_ms = |time: Duration| 1e3 * time.as_secs_f64();
+        let operations = Operation::ALL.map(|op| (op.name(), in_ms(profile.time(op))));
+        let timed: f64 = operations.iter().map(|(_, ms)| ms).sum();
+        let (run, total) = (in_ms(profile.run_time), in_ms(total));
+        let mut ms = operations.to_vec();
+        ms.push(("between operations", run - timed));
+        // Requests, plans, batches, text: everything of the engine that is not the model's.
+        ms.push(("scheduling", total - run));
+        Shares {
+            num_steps: profile.num_steps,
+            total_ms: total,
+            busy_ms: in_ms(profile.busy_time),
+            idle_ms: total * profile.num_threads as f64 - in_ms(profile.busy_time),
+            ms,
+        }
+    }
+
+    fn print(&self, phase: &str) {
+        println!("{phase}: {} steps, {:.1} ms", self.num_steps, self.total_ms);
+        let per_step = self.num_steps.max(1) as f64;
+        for (name, ms) in &self.ms {
+            let (step, share) = (ms / per_step, 100.0 * ms / self.total_ms);
+            println!("  {name:<20} {step:>9.3} ms a step {share:>6.1} %");
+        }
+        let idle = 100.0 * self.idle_ms / (self.busy_ms + self.idle_ms);
+        println!("  threads idle, or waiting for one that works alone: {idle:.1} %");
+    }
 }
 
 /// Times each batch size and prints a line for it.
@@ -80,6 +140,7 @@ pub(super) fn run(args: BenchArgs) -> anyhow::Result<()> {
     let options = EngineOptions {
         prefix_caching: false,
         max_num_queued_reqs: Some(largest),
+        profile: args.profile.then(SharedProfile::default),
         ..EngineOptions::default()
     };
     let mut launched = launch(&args.model, &cache, &options)?;
@@ -88,6 +149,8 @@ pub(super) fn run(args: BenchArgs) -> anyhow::Result<()> {
         engine: &mut launched.engine,
         vocab_size: launched.vocab_size,
         prompt_len: args.prompt_len,
+        profile: options.profile.clone(),
+        phases: None,
         // Seed 0 must not start the generator at its fixed point.
         random: (args.seed ^ 0x9e37_79b9_7f4a_7c15).max(1),
     };
@@ -101,6 +164,10 @@ pub(super) fn run(args: BenchArgs) -> anyhow::Result<()> {
                 "RES B={} prefill {:.1} tok/s, total {:.2} s, decode {:.1} tok/s, all {:.1} tok/s",
                 rates.batch_size, rates.prefill, rates.total_s, rates.decode, rates.all
             );
+            if let Some(phases) = &rates.profile {
+                phases.prefill.print("prefill");
+                phases.decode.print("decode");
+            }
         }
     }
     Ok(())
@@ -110,6 +177,9 @@ struct Bench<'a> {
     engine: &'a mut Engine,
     vocab_size: usize,
     prompt_len: usize,
+    profile: Option<SharedProfile>,
+    /// Of the last run.
+    phases: Option<Phases>,
     /// State of the generator of prompts, never zero.
     random: u64,
 }
@@ -118,6 +188,7 @@ impl Bench<'_> {
     fn rates(&mut self, batch_size: usize, output_len: usize) -> anyhow::Result<Rates> {
         let prefill_s = self.time(batch_size, 1)?;
         let total_s = self.time(batch_size, output_len)?;
+        let profile = self.phases.take();
         let tokens = |per_request: usize| (per_request * batch_size) as f64;
         Ok(Rates {
             batch_size,
@@ -127,7 +198,14 @@ impl Bench<'_> {
             total_s,
             decode: tokens(output_len - 1) / (total_s - prefill_s),
             all: tokens(self.prompt_len + output_len) / total_s,
+            profile,
         })
+    }
+
+    /// The profile of the last so many seconds, if one is kept; the next starts empty.
+    fn taken(&self, seconds: f64) -> Option<Shares> {
+        let profile = self.profile.as_ref()?.take();
+        Some(Shares::new(&profile, Duration::from_secs_f64(seconds)))
     }
 
     /// Seconds to answer `batch_size` requests that arrive together.
@@ -138,18 +216,31 @@ impl Bench<'_> {
             self.engine.add(request, start.elapsed())?;
         }
         let mut num_tokens = 0;
+        // What came before is not of this run.
+        self.taken(0.0);
+        let mut begun = HashSet::new();
+        let mut prefill = None;
         while self.engine.has_work() {
             self.engine.step(start.elapsed())?;
-            for (_, event) in self.engine.drain_events() {
+            for (id, event) in self.engine.drain_events() {
                 if let RequestEvent::Output(delta) = event {
                     num_tokens += delta.tokens.len();
+                    begun.insert(id);
                     if let Some(FinishReason::Error(message)) = delta.finish {
                         bail!("a request failed: {message}");
                     }
                 }
             }
+            if prefill.is_none() && begun.len() == batch_size {
+                let until = start.elapsed().as_secs_f64();
+                prefill = self.taken(until).map(|shares| (until, shares));
+            }
         }
         let seconds = start.elapsed().as_secs_f64();
+        self.phases = prefill.and_then(|(until, prefill)| {
+            let decode = self.taken(seconds - until)?;
+            Some(Phases { prefill, decode })
+        });
         if num_tokens != batch_size * output_len {
             bail!(
                 "{num_tokens} tokens were generated instead of {}",

@@ -96,6 +96,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
         prefix_caching: !server.no_enable_prefix_caching,
         max_num_queued_reqs: server.max_num_queued_reqs,
         shared_prefixes: server.shared_prefix.clone(),
+        profile: None,
     };
     let launched = launch(&args.model, &args.cache, &options)?;
     say(&format!(

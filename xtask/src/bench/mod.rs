@@ -1,6 +1,7 @@
 //! Experiments: each prints a table.
 
 mod block_size;
+mod cpu;
 mod lengths;
 mod preemption;
 mod prefix_cache;
@@ -15,6 +16,8 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     /// Sweeps block sizes over attention time on the CPU and memory waste
     BlockSize(block_size::Args),
+    /// Runs Pageloom and its peers on the CPU: speed, accuracy, memory, start-up, roofline
+    Cpu(Box<cpu::Args>),
     /// Replays request traces through the prefix cache: hit rate against pool size, beside Belady
     PrefixCache(prefix_cache::Args),
     /// Simulates loads up to and past what the pool holds: what each preemption mode costs
@@ -29,6 +32,7 @@ impl Bench {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         match self {
             Bench::BlockSize(args) => block_size::run(args),
+            Bench::Cpu(args) => cpu::run(args),
             Bench::PrefixCache(args) => prefix_cache::run(args),
             Bench::Preemption(args) => preemption::run(args),
             Bench::Sharing(args) => sharing::run(args),
