@@ -56,11 +56,12 @@ fn real_runner(dtype: WeightDtype, kv_dtype: KvDtype) -> CpuRunner {
     CpuRunner::new(model, config).unwrap()
 }
 
-const MODES: [(WeightDtype, KvDtype, f32); 3] = [
+const MODES: [(WeightDtype, KvDtype, f32); 4] = [
     (WeightDtype::Auto, KvDtype::F32, 2e-3),
     // What the file says beyond the 8 bits of bf16, which the references round to.
     (WeightDtype::F32, KvDtype::F32, 1e-2),
     (WeightDtype::Auto, KvDtype::Bf16, 2e-2),
+    (WeightDtype::Auto, KvDtype::Int8, 2e-2),
 ];
 
 /// Mean absolute difference of log-probabilities and share of positions with the same best token.

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 pub use bench::BenchArgs;
 pub use generate::GenerateArgs;
-pub use options::{CacheOptions, Device, ModelOptions, NumberFormat, Policy, Preemption};
+pub use options::{CacheOptions, Device, KvFormat, ModelOptions, NumberFormat, Policy, Preemption};
 pub use serve::ServeArgs;
 
 /// Serves language models from a paged KV cache.

@@ -260,14 +260,17 @@ fn attend_step<S: Simd, E: Lanes>(
         let mut corrections = [1.0; MAX_ROWS];
         for i in (0..num_rows).filter(|&i| visible(i) > 0) {
             let row = tile.start + i;
-            (scratch.max[row], corrections[i]) = softmax_step(
-                simd,
-                &mut scratch.scores[i],
-                (visible(i), num_vectors),
-                step.scale_log2,
-                scratch.max[row],
-                &mut scratch.partial_sums[row],
-            );
+            // SAFETY: `keys` has the scales of the most visible keys.
+            (scratch.max[row], corrections[i]) = unsafe {
+                softmax_step(
+                    simd,
+                    &mut scratch.scores[i],
+                    (visible(i), num_vectors),
+                    (step.scale_log2, keys.scales.as_ref()),
+                    scratch.max[row],
+                    &mut scratch.partial_sums[row],
+                )
+            };
         }
         let shared = visible(0);
         let values = ValueArgs {

@@ -86,6 +86,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::F {
+        // SAFETY: `p` is valid for 16 elements; `self` proves the features.
+        unsafe {
+            let raw = _mm_loadu_si128(p.cast());
+            let high = _mm_unpackhi_epi64(raw, raw);
+            (
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
+            )
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F) {
         // SAFETY: `p` is valid for 16 elements; `self` proves the features.
         unsafe {

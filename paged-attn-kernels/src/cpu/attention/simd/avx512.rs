@@ -62,6 +62,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::F {
+        // SAFETY: `p` is valid for 16 elements; `self` proves the features.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F) {
         // SAFETY: `p` is valid for 16 elements; `self` proves the features.
         unsafe { _mm512_storeu_ps(p, v) }

@@ -22,8 +22,8 @@ pub(crate) use avx512::Avx512;
 use half::bf16;
 pub(crate) use scalar::Scalar;
 
-use crate::cache::Element;
 use crate::cpu::Isa;
+use crate::element::Element;
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
@@ -62,6 +62,9 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `p` is valid for reads of 16 elements.
     unsafe fn load_bf16(self, p: *const bf16) -> Self::F;
+    /// # Safety
+    /// `p` is valid for reads of 16 elements.
+    unsafe fn load_i8(self, p: *const i8) -> Self::F;
     /// # Safety
     /// `p` is valid for writes of 16 elements.
     unsafe fn store(self, p: *mut f32, v: Self::F);
@@ -132,6 +135,14 @@ impl Lanes for bf16 {
     unsafe fn load<S: Simd>(simd: S, p: *const Self) -> S::F {
         // SAFETY: as this function's.
         unsafe { simd.load_bf16(p) }
+    }
+}
+
+impl Lanes for i8 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(simd: S, p: *const Self) -> S::F {
+        // SAFETY: as this function's.
+        unsafe { simd.load_i8(p) }
     }
 }
 

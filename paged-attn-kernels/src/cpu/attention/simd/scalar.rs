@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::{Kernel, LANES, Simd};
-use crate::cache::Element;
+use crate::element::Element;
 
 /// Plain Rust.
 #[derive(Clone, Copy)]
@@ -61,6 +61,13 @@ impl Simd for Scalar {
     unsafe fn load_bf16(self, p: *const bf16) -> Self::F {
         // SAFETY: `p` is valid for 16 elements.
         let raw = unsafe { p.cast::<[bf16; LANES]>().read_unaligned() };
+        raw.map(Element::to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::F {
+        // SAFETY: `p` is valid for 16 elements.
+        let raw = unsafe { p.cast::<[i8; LANES]>().read_unaligned() };
         raw.map(Element::to_f32)
     }
 
