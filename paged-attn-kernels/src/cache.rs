@@ -15,7 +15,8 @@
 //! be the same for blocks of 16, but reads larger ones in strides (measured: 15 % slower decodes
 //! at 256).
 //!
-//! Compressed pages hold each token's key and value of each head as integers of its own scale.
+//! Compressed pages hold each token's key and value of each head as integers of its own scale,
+//! keys rotated by a Walsh-Hadamard transform (see `element.rs`), as queries are for them.
 //! The scales lie in the head's run, so a block is copied with them, and 16 keys' scales are one
 //! vector.
 //!
@@ -69,7 +70,7 @@ impl KvCache {
 
     /// Copies the key of one token out: `key[0..head_dim]`, as the kernels understand it.
     ///
-    /// From int8 pages: the integers times their scale, each product rounded once.
+    /// From int8 pages: the integers times their scale, rotated back.
     ///
     /// # Errors
     /// [`KernelError::Layer`], [`KernelError::Slot`], [`KernelError::HeadGroups`] for a head the
@@ -86,6 +87,9 @@ impl KvCache {
         let scale = self.scale(panel, offset);
         for (d, x) in key.iter_mut().enumerate() {
             *x = scale * self.get(panel + start + d * width + offset % KEY_TILE);
+        }
+        if self.layout.dtype == KvDtype::Int8 {
+            i8::rotate_back(key);
         }
         Ok(())
     }

@@ -23,11 +23,13 @@ pub enum KvDtype {
     /// bfloat16, rounded to nearest even: half the memory, 8 bits of precision.
     Bf16,
     /// 8-bit integers of -127 to 127 with an f32 scale for each token and head, keys and values
-    /// apart: the largest magnitude over 127, rounded to nearest even.
+    /// apart: the largest magnitude over 127. Keys are stored after a Walsh-Hadamard rotation, which
+    /// queries go through too and scores are invariant under.
     ///
-    /// Each number is within a 254th of the largest of its `head_dim`. A key or value with an
-    /// infinity or a NaN reads as NaN throughout; one that is below 1.5e-36 throughout, as zeros.
-    /// With 64 dimensions a token takes 53 % of what it takes in bf16.
+    /// Each number of a value is within a 254th of the largest of its `head_dim`; so is each of a
+    /// rotated key. A key or value with an infinity or a NaN reads as NaN throughout; one that is
+    /// below 1.5e-36 throughout, as zeros. Keys above 2e37 may overflow in the rotation and read as
+    /// NaN. With 64 dimensions a token takes 53 % of what it takes in bf16.
     Int8,
 }
 

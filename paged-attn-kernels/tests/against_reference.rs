@@ -86,19 +86,38 @@ fn contexts_of_many_segments_agree_with_the_reference() {
     check(shape(16, 1, 8, KvDtype::F32), &[(600, 600)], &pool);
 }
 
-/// What rounding a key's and a value's numbers by at most 1/254 of their largest can do to a row.
-///
-/// A score then moves by at most d = scale * |q|_1 * max|k| / 254, a weight by a factor of at most
-/// e^(2 d), and the values themselves by max|v| / 254.
-fn int8_bound(shape: &Shape, q: &[f32], tokens: &[Vec<f32>]) -> f64 {
-    let (q_width, kv_width) = (shape.q_width(), shape.kv_width());
-    let largest = |columns: std::ops::Range<usize>| {
-        let all = tokens.iter().flat_map(|token| &token[columns.clone()]);
-        f64::from(all.fold(0.0f32, |max, x| max.max(x.abs())))
+/// The Walsh-Hadamard transform by its definition: element (i, j) has the sign of the parity of the
+/// bits that i and j share.
+fn rotated(row: &[f32]) -> Vec<f64> {
+    let len = 1 << row.len().trailing_zeros();
+    let turn = |(i, block): (usize, &[f32])| -> f64 {
+        let signed = |(j, &x): (usize, &f32)| match (i & j).count_ones() % 2 {
+            0 => f64::from(x),
+            _ => -f64::from(x),
+        };
+        block.iter().enumerate().map(signed).sum::<f64>() / (len as f64).sqrt()
     };
-    let largest_key = largest(q_width..q_width + kv_width);
-    let largest_value = largest(q_width + kv_width..q_width + 2 * kv_width);
-    let sum: f64 = q.iter().map(|x| f64::from(x.abs())).sum();
+    let blocks = row.chunks_exact(len);
+    blocks
+        .flat_map(|block| (0..len).map(move |i| turn((i, block))))
+        .collect()
+}
+
+/// What rounding can do to a row when the numbers of values, and of rotated keys, move by at most
+/// 1/254 of their largest.
+///
+/// A score then moves by at most d = scale * |Hq|_1 * max|Hk| / 254, a weight by a factor of at
+/// most e^(2 d), and the values themselves by max|v| / 254.
+fn int8_bound(shape: &Shape, q: &[f32], tokens: &[Vec<f32>]) -> f64 {
+    let keys = shape.q_width()..shape.q_width() + shape.kv_width();
+    let values = keys.end..keys.end + shape.kv_width();
+    let keys = tokens
+        .iter()
+        .flat_map(|token| token[keys.clone()].chunks(shape.head_dim));
+    let largest_key = keys.flat_map(rotated).fold(0.0, |max, x| x.abs().max(max));
+    let values = tokens.iter().flat_map(|token| &token[values.clone()]);
+    let largest_value = f64::from(values.fold(0.0f32, |max, x| max.max(x.abs())));
+    let sum: f64 = rotated(q).iter().map(|x| x.abs()).sum();
     let moved = f64::from(shape.scale()) * sum * largest_key / 254.0;
     largest_value * ((2.0 * moved).exp_m1() + 1.0 / 254.0)
 }

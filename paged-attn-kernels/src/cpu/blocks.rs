@@ -5,7 +5,7 @@ use half::bf16;
 use super::ThreadPool;
 use super::disjoint::DisjointSlice;
 use crate::element::Element;
-use crate::layout::KEY_TILE;
+use crate::layout::{KEY_TILE, MAX_HEAD_DIM};
 use crate::{KernelError, KvCache, KvDtype, Rows};
 
 /// Elements from which on a call is worth waking other threads for.
@@ -67,6 +67,7 @@ fn write<E: Element>(
     let row_len = layout.num_kv_heads * head_dim;
     let elements = DisjointSlice::new(cache.elements_mut::<E>());
     let write_head = |head: usize| {
+        let mut rotated = [0.0; MAX_HEAD_DIM];
         for (token, &slot) in slots.iter().enumerate() {
             let (block, offset) = (slot as usize / block_size, slot as usize % block_size);
             let start = layer * layout.layer_len() + block * layout.block_len() + head * head_len;
@@ -75,7 +76,12 @@ fn write<E: Element>(
             let (k_panel, v_panel) = panels.split_at_mut(layout.scaled_panel_len());
             let columns = head * head_dim..(head + 1) * head_dim;
 
-            let key = &k.row(token, row_len)[columns.clone()];
+            let mut key = &k.row(token, row_len)[columns.clone()];
+            if E::SCALED {
+                rotated[..head_dim].copy_from_slice(key);
+                E::rotate(&mut rotated[..head_dim]);
+                key = &rotated[..head_dim];
+            }
             let (keys, scales) = k_panel.split_at_mut(panel_len);
             let inverse = write_scale(scales, offset, key);
             let (start, width) = layout.key_tile(offset);

@@ -1,7 +1,9 @@
 //! One sequence's keys and values of one head, as the kernels walk them.
 
+use std::ops::Range;
+
 use super::micro::{Run, STEP_KEYS};
-use super::simd::{LANES, Lanes};
+use super::simd::{LANES, Lanes, Simd};
 use super::softmax::Scales;
 use crate::CacheLayout;
 use crate::layout::KEY_TILE;
@@ -154,12 +156,18 @@ impl<'a, E: Lanes> Pages<'a, E> {
         step
     }
 
-    /// Copies `num_keys` keys and values from `start` to `stage`, as f32 but for their scales.
+    /// Copies the keys and values of up to 64 positions to `stage`, as f32 but for their scales.
     ///
     /// Pays where many rows read a step of compressed pages, and makes blocks of any size look
     /// the same to the kernels.
     #[inline(always)]
-    pub(super) fn stage(&self, start: usize, num_keys: usize, stage: &mut Stage) -> Step<f32> {
+    pub(super) fn stage<S: Simd>(
+        &self,
+        simd: S,
+        keys: Range<usize>,
+        stage: &mut Stage,
+    ) -> Step<f32> {
+        let (start, num_keys) = (keys.start, keys.len());
         let head_dim = self.layout.head_dim;
         let mut first = 0;
         while first < num_keys {
@@ -173,6 +181,11 @@ impl<'a, E: Lanes> Pages<'a, E> {
                 .enumerate()
             {
                 let to = &mut stage.k[d * STEP_KEYS + first..][..len];
+                if len == LANES {
+                    // SAFETY: both have `len` elements.
+                    unsafe { simd.store(to.as_mut_ptr(), E::load(simd, row.as_ptr())) };
+                    continue;
+                }
                 for (to, from) in to.iter_mut().zip(&row[at..at + len]) {
                     *to = from.to_f32();
                 }
