@@ -99,8 +99,7 @@ fn hadamard(row: &mut [f32]) {
 
 /// The butterflies of less than N lanes, and the norm.
 ///
-/// Written lane by lane, so that the compiler sees shuffles (a loop over pairs took 300 cycles
-/// for 64 numbers, half as long as a short prompt's attention).
+/// Written lane by lane, so that the compiler sees shuffles.
 #[inline(always)]
 fn within<const N: usize>(lanes: &mut [f32], norm: f32) {
     let Ok(lanes) = <&mut [f32; N]>::try_from(lanes) else {

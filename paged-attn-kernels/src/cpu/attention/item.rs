@@ -110,7 +110,7 @@ impl<E: Lanes> Kernel for AttendItem<'_, E> {
         let Self { rows, scratch, .. } = self;
         let head_dim = self.pages.layout.head_dim;
         // SAFETY: `q` holds all rows.
-        unsafe { scratch.load_queries::<E>(&rows, self.q, head_dim) };
+        unsafe { scratch.load_queries::<S, E>(simd, &rows, self.q, head_dim) };
         let compressed = size_of::<E>() < size_of::<f32>();
         let staged =
             !self.pages.are_aligned() || (compressed && tiles(rows.len()).len() >= STAGING_TILES);

@@ -7,6 +7,7 @@ mod item;
 mod micro;
 mod pages;
 mod plan;
+mod rotate;
 mod scratch;
 mod simd;
 mod softmax;

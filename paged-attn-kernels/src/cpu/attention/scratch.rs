@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::item::{HeadRows, MAX_ITEM_ROWS, QueryRows, SEGMENT_KEYS};
 use super::micro::{MAX_ROWS, QUERY_STRIDE, STEP_KEYS};
 use super::pages::Stage;
+use super::rotate::rotate;
 use super::simd::{LANES, Simd};
 use super::softmax::{Sums, merge};
 use crate::element::Element;
@@ -64,8 +65,9 @@ impl Scratch {
     /// # Safety
     /// `q` holds all rows of `rows`.
     #[inline(always)]
-    pub(super) unsafe fn load_queries<E: Element>(
+    pub(super) unsafe fn load_queries<S: Simd, E: Element>(
         &mut self,
+        simd: S,
         rows: &QueryRows,
         q: HeadRows<*const f32>,
         head_dim: usize,
@@ -81,7 +83,9 @@ impl Scratch {
                 std::slice::from_raw_parts(q.start.add(q.offset(rows, i, head_dim)), head_dim)
             };
             to[..head_dim].copy_from_slice(row);
-            E::rotate(&mut to[..head_dim]);
+            if E::SCALED {
+                rotate(simd, &mut to[..head_dim]);
+            }
         }
     }
 

@@ -199,6 +199,22 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn swap_blocks<const HALF: usize>(self, v: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        let each = |v: __m256| unsafe {
+            match HALF {
+                1 => _mm256_permute_ps::<0b10_11_00_01>(v),
+                2 => _mm256_permute_ps::<0b01_00_11_10>(v),
+                _ => _mm256_permute2f128_ps::<1>(v, v),
+            }
+        };
+        match HALF {
+            8 => (v.1, v.0),
+            _ => (each(v.0), each(v.1)),
+        }
+    }
+
+    #[inline(always)]
     fn first(self, v: Self::F) -> f32 {
         // SAFETY: `self` proves the features.
         unsafe { _mm256_cvtss_f32(v.0) }

@@ -141,6 +141,19 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn swap_blocks<const HALF: usize>(self, v: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            match HALF {
+                1 => _mm512_permute_ps::<0b10_11_00_01>(v),
+                2 => _mm512_permute_ps::<0b01_00_11_10>(v),
+                4 => _mm512_shuffle_f32x4::<0b10_11_00_01>(v, v),
+                _ => _mm512_shuffle_f32x4::<0b01_00_11_10>(v, v),
+            }
+        }
+    }
+
+    #[inline(always)]
     fn first(self, v: Self::F) -> f32 {
         // SAFETY: `self` proves the features.
         unsafe { _mm512_cvtss_f32(v) }

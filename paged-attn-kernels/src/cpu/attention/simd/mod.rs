@@ -85,6 +85,9 @@ pub(crate) trait Simd: Copy {
     fn zero_where_less(self, v: Self::F, x: Self::F, limit: f32) -> Self::F;
     /// `v` with `fill` in the lanes from `n` on.
     fn keep_first(self, v: Self::F, n: usize, fill: f32) -> Self::F;
+    /// The lanes in blocks of `HALF` (1, 2, 4 or 8), each changed with its neighbour: lane i is
+    /// lane i ^ HALF of `v`.
+    fn swap_blocks<const HALF: usize>(self, v: Self::F) -> Self::F;
     /// Lane 0.
     fn first(self, v: Self::F) -> f32;
     /// Maximum over the lanes.

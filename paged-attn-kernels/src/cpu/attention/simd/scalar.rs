@@ -143,6 +143,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn swap_blocks<const HALF: usize>(self, v: Self::F) -> Self::F {
+        std::array::from_fn(|i| v[i ^ HALF])
+    }
+
+    #[inline(always)]
     fn first(self, v: Self::F) -> f32 {
         v[0]
     }
