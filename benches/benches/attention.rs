@@ -143,8 +143,9 @@ fn decode(c: &mut Criterion) {
         })
     });
     for (num_seqs, context_len) in [(1, 256), (8, 256), (32, 256), (64, 128), (1, 8192)] {
-        for dtype in [KvDtype::F32, KvDtype::Bf16] {
-            let bytes = num_seqs * context_len * NUM_KV_HEADS * HEAD_DIM * 2 * dtype.bytes();
+        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+            let head_bytes = HEAD_DIM * dtype.bytes() + dtype.scale_bytes();
+            let bytes = num_seqs * context_len * NUM_KV_HEADS * 2 * head_bytes;
             group.throughput(Throughput::Bytes(bytes as u64));
             for (name, block_size, shuffled) in [
                 ("paged 16", 16, true),
@@ -171,7 +172,7 @@ fn prefill(c: &mut Criterion) {
         let visible: usize = (0..num_queries).map(|i| context_len - i).sum();
         let flops = num_seqs * visible * NUM_HEADS * HEAD_DIM * 4;
         group.throughput(Throughput::Elements(flops as u64));
-        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
             for (name, block_size, shuffled) in [
                 ("paged 16", 16, true),
                 ("contiguous", 256.min(context_len), false),

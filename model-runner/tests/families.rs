@@ -76,7 +76,7 @@ fn logits_and_greedy_continuations_equal_those_of_transformers() {
 fn a_prompt_gives_the_same_bits_in_chunks_in_company_and_in_other_blocks() {
     let prompt: Vec<TokenId> = (0..100).map(|i| (i * 37 + 11) % 120).collect();
     for name in ["llama", "smollm2", "mistral", "qwen2", "qwen3", "llama3"] {
-        for kv_dtype in [KvDtype::F32, KvDtype::Bf16] {
+        for kv_dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
             let mut runner = runner(name, WeightDtype::Auto, kv_dtype, 16);
             let whole = scores(&mut runner, 16, &prompt, usize::MAX, ALL);
             for chunk in [1, 7, 16, 33] {

@@ -56,13 +56,14 @@ fn real_runner(dtype: WeightDtype, kv_dtype: KvDtype) -> CpuRunner {
     CpuRunner::new(model, config).unwrap()
 }
 
-const MODES: [(WeightDtype, KvDtype, f32); 4] = [
+const MODES: [(WeightDtype, KvDtype, f32); 5] = [
     (WeightDtype::Exact, KvDtype::F32, 2e-3),
     // What the file says beyond the 8 bits of bf16, which the references round to.
     (WeightDtype::F32, KvDtype::F32, 1e-2),
     (WeightDtype::Exact, KvDtype::Bf16, 2e-2),
     // Weights and inputs of linear layers rounded to bf16.
     (WeightDtype::Auto, KvDtype::Bf16, 2.5e-2),
+    (WeightDtype::Exact, KvDtype::Int8, 2e-2),
 ];
 
 /// Mean absolute difference of log-probabilities and share of positions with the same best token.

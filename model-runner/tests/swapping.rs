@@ -41,7 +41,7 @@ fn pairs(from: &[u32], to: &[u32]) -> Vec<(u32, u32)> {
 #[test]
 fn a_sequence_swapped_out_and_in_to_other_blocks_goes_on_bit_for_bit() {
     for name in ["llama", "smollm2", "qwen3"] {
-        for kv_dtype in [KvDtype::F32, KvDtype::Bf16] {
+        for kv_dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
             let mut runner =
                 runner_with_host(name, WeightDtype::Auto, kv_dtype, 16, NUM_HOST_BLOCKS);
             let new = || Sequence::new(0, BLOCK_SIZE, &prompt(40, 37));

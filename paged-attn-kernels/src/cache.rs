@@ -4,9 +4,10 @@
 //! slab:        | layer 0                     | layer 1 | ...
 //! a layer:     | block 0 | block 1 | ...     |            num_blocks
 //! a block:     | head 0         | head 1 | ...            num_kv_heads
-//! a head:      | K panel | V panel |
+//! a head:      | K panel | K scales | V panel | V scales |
 //! K panel:     | keys 0..16: [head_dim][16] | keys 16..32 | ... | the rest: [head_dim][< 16] |
 //! V panel:     [block_size][head_dim]
+//! scales:      [block_size] f32, in int8 pages only
 //! ```
 //!
 //! Keys are transposed in tiles of 16 tokens: one vector load is 16 keys' values of one dimension,
@@ -14,50 +15,25 @@
 //! be the same for blocks of 16, but reads larger ones in strides (measured: 15 % slower decodes
 //! at 256).
 //!
+//! Compressed pages hold each token's key and value of each head as integers of its own scale,
+//! keys rotated by a Walsh-Hadamard transform (see `element.rs`), as queries are for them.
+//! The scales lie in the head's run, so a block is copied with them, and 16 keys' scales are one
+//! vector.
+//!
 //! A block of a layer is one contiguous run, so copying it is one `memcpy`, and a head of it is
 //! another (8 KiB for 16 tokens of 64 dimensions in f32), which is what attention streams.
 //! The layer is the outermost dimension: the blocks that one kernel call touches then lie near
 //! each other, which spares the TLB.
 
-use bytemuck::Pod;
 use half::bf16;
 use memmap2::MmapMut;
 
+use crate::element::Element;
 use crate::layout::KEY_TILE;
 use crate::{CacheLayout, KernelError, KvDtype};
 
 /// Vector loads may run past the last V row of the slab by less than this many elements.
 pub(crate) const TAIL_ELEMENTS: usize = 16;
-
-/// An element of a page.
-pub(crate) trait Element: Pod + Send + Sync {
-    /// Rounds to nearest even.
-    fn from_f32(x: f32) -> Self;
-    /// Exact.
-    fn to_f32(self) -> f32;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        x
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        bf16::from_f32(x)
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-}
 
 /// Keys and values of all layers, in blocks.
 ///
@@ -92,7 +68,9 @@ impl KvCache {
         &self.layout
     }
 
-    /// Copies the key of one token out: `key[0..head_dim]`.
+    /// Copies the key of one token out: `key[0..head_dim]`, as the kernels understand it.
+    ///
+    /// From int8 pages: the integers times their scale, rotated back.
     ///
     /// # Errors
     /// [`KernelError::Layer`], [`KernelError::Slot`], [`KernelError::HeadGroups`] for a head the
@@ -106,8 +84,12 @@ impl KvCache {
     ) -> Result<(), KernelError> {
         let (panel, offset) = self.find(layer, slot, head, key.len(), "key")?;
         let (start, width) = self.layout.key_tile(offset);
+        let scale = self.scale(panel, offset);
         for (d, x) in key.iter_mut().enumerate() {
-            *x = self.get(panel + start + d * width + offset % KEY_TILE);
+            *x = scale * self.get(panel + start + d * width + offset % KEY_TILE);
+        }
+        if self.layout.dtype == KvDtype::Int8 {
+            i8::rotate_back(key);
         }
         Ok(())
     }
@@ -124,11 +106,23 @@ impl KvCache {
         value: &mut [f32],
     ) -> Result<(), KernelError> {
         let (panel, offset) = self.find(layer, slot, head, value.len(), "value")?;
-        let row = panel + self.layout.panel_len() + offset * self.layout.head_dim;
+        let panel = panel + self.layout.scaled_panel_len();
+        let row = panel + offset * self.layout.head_dim;
+        let scale = self.scale(panel, offset);
         for (d, x) in value.iter_mut().enumerate() {
-            *x = self.get(row + d);
+            *x = scale * self.get(row + d);
         }
         Ok(())
+    }
+
+    /// All bytes of the blocks of all layers.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.slab[..self.layout.num_layers * self.layout.layer_bytes()]
+    }
+
+    /// As [`bytes`](Self::bytes).
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.slab[..self.layout.num_layers * self.layout.layer_bytes()]
     }
 
     /// All elements, [`TAIL_ELEMENTS`] beyond the last block included.
@@ -178,7 +172,7 @@ impl KvCache {
         }
         let block = slot as usize / layout.block_size;
         let panel =
-            layer * layout.layer_len() + block * layout.block_len() + head * 2 * layout.panel_len();
+            layer * layout.layer_len() + block * layout.block_len() + head * layout.head_len();
         Ok((panel, slot as usize % layout.block_size))
     }
 
@@ -186,6 +180,18 @@ impl KvCache {
         match self.layout.dtype {
             KvDtype::F32 => self.elements::<f32>()[index],
             KvDtype::Bf16 => self.elements::<bf16>()[index].to_f32(),
+            KvDtype::Int8 => self.elements::<i8>()[index].to_f32(),
+        }
+    }
+
+    /// What a token's elements of a panel are multiplied by.
+    fn scale(&self, panel: usize, offset: usize) -> f32 {
+        match self.layout.dtype {
+            KvDtype::F32 | KvDtype::Bf16 => 1.0,
+            KvDtype::Int8 => {
+                let at = panel + self.layout.panel_len() + offset * size_of::<f32>();
+                bytemuck::pod_read_unaligned(&self.slab[at..at + size_of::<f32>()])
+            }
         }
     }
 }

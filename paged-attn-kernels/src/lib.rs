@@ -51,6 +51,7 @@
 
 mod cache;
 pub mod cpu;
+mod element;
 mod error;
 mod layout;
 pub mod reference;

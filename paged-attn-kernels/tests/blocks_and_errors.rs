@@ -36,6 +36,41 @@ fn dump(cache: &KvCache) -> Vec<Vec<f32>> {
     rows
 }
 
+/// What reading a value gives after it was written: the formats' definitions, written again.
+fn as_stored(row: &[f32], dtype: KvDtype) -> Vec<f32> {
+    match dtype {
+        KvDtype::Bf16 => row.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
+        KvDtype::Int8 => {
+            let largest = row.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+            let (scale, inverse) = (largest / 127.0, 127.0 / largest);
+            let read = |x: &f32| (x * inverse).round_ties_even() * scale;
+            row.iter().map(read).collect()
+        }
+        _ => row.to_vec(),
+    }
+}
+
+/// What reading a key gives; of a rotated one only that it is near enough to what was written.
+fn key_as_stored(
+    cache: &KvCache,
+    (layer, slot, head): (usize, u32, usize),
+    row: &[f32],
+) -> Vec<f32> {
+    let dtype = cache.layout().dtype;
+    if dtype != KvDtype::Int8 {
+        return as_stored(row, dtype);
+    }
+    let mut found = vec![0.0; row.len()];
+    cache.read_key(layer, slot, head, &mut found).unwrap();
+    // A rotation keeps lengths: all roundings together, each of at most half a scale, and the
+    // scale is at most the key's length over 127.
+    let length = |row: &mut dyn Iterator<Item = f32>| row.map(|x| x * x).sum::<f32>().sqrt();
+    let difference = length(&mut row.iter().zip(&found).map(|(x, y)| x - y));
+    let bound = length(&mut row.iter().copied()) / 254.0 * (row.len() as f32).sqrt();
+    assert!(difference <= bound, "{difference} of {bound}");
+    found
+}
+
 /// A cache with every slot of every layer written, in random order, and what was written.
 fn filled(layout: CacheLayout, pool: &ThreadPool) -> (KvCache, Vec<Vec<f32>>) {
     let mut cache = KvCache::new(layout).unwrap();
@@ -56,12 +91,9 @@ fn filled(layout: CacheLayout, pool: &ThreadPool) -> (KvCache, Vec<Vec<f32>>) {
             let row = &kv[token * 2 * width..][..2 * width];
             for head in 0..layout.num_kv_heads {
                 let columns = head * layout.head_dim..(head + 1) * layout.head_dim;
-                let key = row[columns.clone()].iter();
-                let both = key.chain(&row[width..][columns]);
-                expected.push(match layout.dtype {
-                    KvDtype::Bf16 => both.map(|&x| bf16::from_f32(x).to_f32()).collect(),
-                    _ => both.copied().collect(),
-                });
+                let mut both = key_as_stored(&cache, (layer, slot, head), &row[columns.clone()]);
+                both.extend(as_stored(&row[width..][columns], layout.dtype));
+                expected.push(both);
             }
         }
     }
@@ -72,7 +104,7 @@ fn filled(layout: CacheLayout, pool: &ThreadPool) -> (KvCache, Vec<Vec<f32>>) {
 fn every_slot_holds_what_was_written_to_it() {
     for num_threads in [1, 3] {
         let pool = ThreadPool::new(num_threads);
-        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
             for (block_size, num_blocks) in [(5, 10), (1, 7), (16, 60)] {
                 let layout = CacheLayout {
                     block_size,
@@ -113,10 +145,46 @@ fn bf16_rounds_to_nearest_even() {
 }
 
 #[test]
+fn int8_scales_each_token_and_head_by_its_own_largest() {
+    let layout = CacheLayout {
+        dtype: KvDtype::Int8,
+        ..LAYOUT
+    };
+    let mut cache = KvCache::new(layout).unwrap();
+    // A large head beside a small one, and a small token after it; a broken one; zeros.
+    let mut rows = vec![0.0f32; 4 * 48];
+    rows[..24].fill(1000.0);
+    rows[24..48].fill(-1e-3);
+    rows[48..96].fill(1e-6);
+    rows[96..120].fill(1.0);
+    rows[100] = f32::INFINITY;
+    let pool = ThreadPool::new(1);
+    let kv = Rows::new(&rows, 48);
+    write_kv(&pool, &mut cache, 1, &[7, 8, 9, 3], kv, kv).unwrap();
+    let read = |slot, head| {
+        let (mut key, mut value) = ([7.0; 24], [7.0; 24]);
+        cache.read_key(1, slot, head, &mut key).unwrap();
+        cache.read_value(1, slot, head, &mut value).unwrap();
+        [key, value].concat()
+    };
+    let near = |row: Vec<f32>, x: f32| row.iter().all(|y| (x - y).abs() <= x.abs() * 1e-6);
+    assert!(near(read(7, 0), 1000.0) && near(read(7, 1), -1e-3));
+    assert!(near(read(8, 0), 1e-6) && near(read(8, 1), 1e-6));
+    assert!(read(9, 0).iter().all(|x| x.is_nan()));
+    assert_eq!(read(9, 1), [0.0; 48]);
+    assert_eq!(read(3, 0), [0.0; 48]);
+}
+
+#[test]
 fn copies_move_whole_blocks_of_all_layers_in_order() {
     for num_threads in [1, 2] {
         let pool = ThreadPool::new(num_threads);
-        for (head_dim, dtype) in [(24, KvDtype::F32), (256, KvDtype::Bf16)] {
+        for (head_dim, dtype) in [
+            (24, KvDtype::F32),
+            (256, KvDtype::Bf16),
+            (24, KvDtype::Int8),
+            (256, KvDtype::Int8),
+        ] {
             let layout = CacheLayout {
                 head_dim,
                 dtype,

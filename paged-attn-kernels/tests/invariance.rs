@@ -15,12 +15,8 @@ const SHAPE: Shape = Shape {
     dtype: KvDtype::F32,
 };
 
-fn formats() -> [Shape; 2] {
-    let bf16 = Shape {
-        dtype: KvDtype::Bf16,
-        ..SHAPE
-    };
-    [SHAPE, bf16]
+fn formats() -> [Shape; 3] {
+    [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8].map(|dtype| Shape { dtype, ..SHAPE })
 }
 
 /// Results of all of a sequence's tokens, each computed alone as a decode.
@@ -139,27 +135,29 @@ fn splitting_a_long_context_over_threads_changes_no_bit() {
 #[test]
 fn keys_a_row_may_not_see_cannot_reach_it() {
     let pool = ThreadPool::new(2);
-    // Borders inside of and between register tiles.
-    for (isa, border) in Isa::all_supported()
-        .into_iter()
-        .flat_map(|isa| [99, 100, 101, 128].map(|border| (isa, border)))
-    {
-        let clean = tokens(&SHAPE, 150, 5);
-        let mut broken = clean.clone();
-        for token in &mut broken[border..] {
-            let (k, v) = token[SHAPE.q_width()..].split_at_mut(SHAPE.kv_width());
-            k.fill(f32::NAN);
-            v.fill(f32::INFINITY);
-        }
-        let rows = |tokens| {
-            let sequence = Sequence {
-                tokens,
-                num_queries: 150,
+    for shape in formats() {
+        // Borders inside of and between register tiles.
+        for (isa, border) in Isa::all_supported()
+            .into_iter()
+            .flat_map(|isa| [99, 100, 101, 128].map(|border| (isa, border)))
+        {
+            let clean = tokens(&shape, 150, 5);
+            let mut broken = clean.clone();
+            for token in &mut broken[border..] {
+                let (k, v) = token[shape.q_width()..].split_at_mut(shape.kv_width());
+                k.fill(f32::NAN);
+                v.fill(f32::INFINITY);
+            }
+            let rows = |tokens| {
+                let sequence = Sequence {
+                    tokens,
+                    num_queries: 150,
+                };
+                let out = Paged::new(shape, &[sequence], &pool, 1).attend(&pool, isa, 2);
+                bits(&out[..border * shape.q_width()])
             };
-            let out = Paged::new(SHAPE, &[sequence], &pool, 1).attend(&pool, isa, 2);
-            bits(&out[..border * SHAPE.q_width()])
-        };
-        assert_eq!(rows(clean), rows(broken), "{isa:?}, from {border} on");
+            assert_eq!(rows(clean), rows(broken), "{isa:?}, from {border} on");
+        }
     }
 }
 
@@ -195,13 +193,12 @@ proptest! {
         block_size in 1usize..=40,
         group in 1usize..=8,
         head_dim in (1usize..=9).prop_map(|n| n * 8),
-        bf16 in any::<bool>(),
+        dtype in prop::sample::select(&[KvDtype::F32, KvDtype::Bf16, KvDtype::Int8][..]),
         length in 1usize..700,
         cut in 0.0f64..1.0,
         neighbours in prop::collection::vec((1usize..150, 1usize..60), 0..4),
         num_threads in 1usize..4,
     ) {
-        let dtype = if bf16 { KvDtype::Bf16 } else { KvDtype::F32 };
         let shape = Shape { block_size, num_kv_heads: 1, group, head_dim, dtype };
         let pool = ThreadPool::new(num_threads);
         let isa = Isa::detect();

@@ -62,7 +62,7 @@ fn dump(cache: &KvCache) -> Vec<Vec<f32>> {
 fn swapped_blocks_read_as_they_did_and_all_others_stay() {
     for num_threads in [1, 3] {
         let pool = ThreadPool::new(num_threads);
-        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
             // Below and above the size from which the work is split over threads.
             for (block_size, head_dim) in [(5, 24), (16, 256)] {
                 let small = CacheLayout {

@@ -72,7 +72,7 @@ impl Summary {
         CacheInfo {
             block_size: self.block_size,
             num_blocks: self.plan.num_blocks,
-            cache_dtype: kv_name(self.kv_dtype),
+            cache_dtype: self.kv_dtype.name(),
             enable_prefix_caching,
         }
     }
@@ -99,7 +99,7 @@ impl fmt::Display for Summary {
             "memory    weights {}, KV cache {} {} = {} blocks of {} tokens",
             HumanBytes(self.weight_bytes),
             HumanBytes(plan.kv_cache_bytes),
-            kv_name(self.kv_dtype),
+            self.kv_dtype.name(),
             plan.num_blocks,
             self.block_size,
         )?;
@@ -129,14 +129,6 @@ impl fmt::Display for Summary {
             "context   {} tokens{shortened}, at most {} such requests at once",
             plan.max_model_len, plan.max_full_requests
         )
-    }
-}
-
-fn kv_name(dtype: KvDtype) -> &'static str {
-    match dtype {
-        KvDtype::F32 => "f32",
-        KvDtype::Bf16 => "bf16",
-        _ => "other",
     }
 }
 
@@ -182,7 +174,7 @@ pub fn launch(
     }
     let loaded = Model::load(&checkpoint, load)?;
     let shape = loaded.config().clone();
-    let kv_dtype = cache.kv_cache_dtype.kv(model.dtype);
+    let kv_dtype = cache.kv_cache_dtype.next_to(model.dtype);
     config.shared_prefixes = shared_prefixes;
     let plan = MemoryRequest {
         available_bytes: available_bytes(),

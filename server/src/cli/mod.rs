@@ -10,8 +10,8 @@ use clap::{Parser, Subcommand};
 pub use bench::BenchArgs;
 pub use generate::GenerateArgs;
 pub use options::{
-    CacheOptions, Device, ModelOptions, NumberFormat, Policy, Preemption, SpeculationOptions,
-    Speculative, WeightQuantization,
+    CacheOptions, Device, KvFormat, ModelOptions, NumberFormat, Policy, Preemption,
+    SpeculationOptions, Speculative, WeightQuantization,
 };
 pub use serve::ServeArgs;
 

@@ -14,7 +14,7 @@
 //! Segments are what one long sequence is split over threads by. Keys past a row's last visible
 //! one never reach its sums: their scores are replaced, and their values not read.
 
-use super::micro::{self, MAX_ROWS, STEP_KEYS, ScoreArgs, ValueArgs};
+use super::micro::{self, MAX_ROWS, QUERY_STRIDE, STEP_KEYS, ScoreArgs, ValueArgs};
 use super::pages::{Pages, Step};
 use super::scratch::{Scratch, tiles};
 use super::simd::{Kernel, LANES, Lanes, Simd};
@@ -110,7 +110,7 @@ impl<E: Lanes> Kernel for AttendItem<'_, E> {
         let Self { rows, scratch, .. } = self;
         let head_dim = self.pages.layout.head_dim;
         // SAFETY: `q` holds all rows.
-        unsafe { scratch.load_queries(&rows, self.q, head_dim) };
+        unsafe { scratch.load_queries::<S, E>(simd, &rows, self.q, head_dim) };
         let compressed = size_of::<E>() < size_of::<f32>();
         let staged =
             !self.pages.are_aligned() || (compressed && tiles(rows.len()).len() >= STAGING_TILES);
@@ -128,7 +128,7 @@ impl<E: Lanes> Kernel for AttendItem<'_, E> {
                 };
                 if staged {
                     let mut stage = std::mem::take(&mut scratch.stage);
-                    let keys = self.pages.stage(first, num_keys, &mut stage);
+                    let keys = self.pages.stage(simd, first..first + num_keys, &mut stage);
                     attend_step(simd, scratch, step, &keys);
                     scratch.stage = stage;
                 } else {
@@ -211,6 +211,9 @@ impl Kernel for MergeItem {
     }
 }
 
+/// Corrections of sums that are added to a second time.
+const UNCORRECTED: [f32; MAX_ROWS] = [1.0; MAX_ROWS];
+
 /// Which keys a step is about.
 #[derive(Clone, Copy)]
 struct StepArgs<'a> {
@@ -240,7 +243,9 @@ fn attend_step<S: Simd, E: Lanes>(
         let most_visible = visible(num_rows - 1);
         let num_vectors = most_visible.div_ceil(LANES);
         let scores = scratch.scores.as_mut_ptr();
-        // SAFETY: queries of the tile are packed at its first row; `keys` has the vectors of the
+        // Fetched earlier, the next step would push this one out of L1 for the tiles to come.
+        let prefetch = tile.end == step.rows.len();
+        // SAFETY: queries of the tile start at its first row; `keys` has the vectors of the
         // most visible keys; `scores` is [MAX_ROWS][STEP_KEYS].
         unsafe {
             micro::scores(
@@ -249,10 +254,10 @@ fn attend_step<S: Simd, E: Lanes>(
                 num_vectors,
                 ScoreArgs {
                     head_dim: step.head_dim,
-                    q: scratch.q[tile.start * step.head_dim..].as_ptr(),
+                    q: scratch.q[tile.start * QUERY_STRIDE..].as_ptr(),
                     k: keys.k,
                     k_stride: keys.k_stride,
-                    k_ahead: keys.k_ahead,
+                    k_ahead: if prefetch { keys.k_ahead } else { [0; 4] },
                     scores: scores.cast(),
                 },
             );
@@ -260,19 +265,23 @@ fn attend_step<S: Simd, E: Lanes>(
         let mut corrections = [1.0; MAX_ROWS];
         for i in (0..num_rows).filter(|&i| visible(i) > 0) {
             let row = tile.start + i;
-            (scratch.max[row], corrections[i]) = softmax_step(
-                simd,
-                &mut scratch.scores[i],
-                (visible(i), num_vectors),
-                step.scale_log2,
-                scratch.max[row],
-                &mut scratch.partial_sums[row],
-            );
+            // SAFETY: `keys` has the scales of the most visible keys.
+            (scratch.max[row], corrections[i]) = unsafe {
+                softmax_step(
+                    simd,
+                    &mut scratch.scores[i],
+                    (visible(i), num_vectors),
+                    (step.scale_log2, keys.scales.as_ref()),
+                    scratch.max[row],
+                    &mut scratch.partial_sums[row],
+                )
+            };
         }
         let shared = visible(0);
         let values = ValueArgs {
             head_dim: step.head_dim,
             runs: keys.runs(),
+            prefetch,
             from: 0,
             to: shared,
             p: scratch.scores.as_ptr().cast(),
@@ -282,19 +291,26 @@ fn attend_step<S: Simd, E: Lanes>(
         };
         // SAFETY: `runs` holds the visible keys; the rest are arrays of at least `num_rows` rows.
         unsafe { micro::add_values(simd, num_rows, values) };
-        // Keys that only the tile's later rows see: not even a zero times a value that a row may
-        // not see is added to it, since that value could be infinite.
-        for i in (1..num_rows).filter(|&i| visible(i) > shared) {
-            let row = ValueArgs {
-                from: shared,
-                to: visible(i),
-                p: scratch.scores[i].as_ptr(),
-                corrections: &1.0,
-                acc: scratch.acc[(tile.start + i) * acc_stride..].as_mut_ptr(),
-                ..values
-            };
-            // SAFETY: as above, for one row.
-            unsafe { micro::add_values(simd, 1, row) };
+        // Keys that only the tile's later positions see: not even a zero times a value that a row
+        // may not see is added to it, since that value could be infinite.
+        let mut first = 1;
+        while first < num_rows {
+            let to = visible(first);
+            let same = (first + 1..num_rows).take_while(|&i| visible(i) == to);
+            let num_same = 1 + same.count();
+            if to > shared {
+                let rows = ValueArgs {
+                    from: shared,
+                    to,
+                    p: scratch.scores[first].as_ptr(),
+                    corrections: UNCORRECTED.as_ptr(),
+                    acc: scratch.acc[(tile.start + first) * acc_stride..].as_mut_ptr(),
+                    ..values
+                };
+                // SAFETY: as above, for `num_same` rows from `first`.
+                unsafe { micro::add_values(simd, num_same, rows) };
+            }
+            first += num_same;
         }
     }
 }

@@ -12,12 +12,17 @@
 //! rows it shares a tile with.
 
 use super::simd::{Kernel, LANES, Lanes, Simd};
+use crate::layout::MAX_HEAD_DIM;
 
 /// Rows of a register tile.
 pub(super) const MAX_ROWS: usize = 6;
 
 /// Keys that the softmax takes at once.
 pub(super) const STEP_KEYS: usize = 64;
+
+/// Elements from one query row to the next: constant, so that it is part of the instructions; no
+/// power of two, so that rows do not share a set of the cache.
+pub(super) const QUERY_STRIDE: usize = MAX_HEAD_DIM + LANES;
 
 /// Adds `k` outer products to a tile.
 ///
@@ -55,7 +60,7 @@ unsafe fn add_outer_products<S: Simd, E: Lanes, const R: usize, const C: usize>(
 /// Scores of R query rows against C x 16 keys.
 ///
 /// # Safety
-/// For whoever constructs it: `q` is `[head_dim][R]`; the first C of `k` each start `head_dim`
+/// For whoever constructs it: `q` is `[R][QUERY_STRIDE]`; the first C of `k` each start `head_dim`
 /// rows of 16 elements at distance `k_stride`; `scores` is `[R][STEP_KEYS]`, of which the first
 /// C x 16 columns are written.
 #[derive(Clone, Copy)]
@@ -87,7 +92,7 @@ impl<E: Lanes, const R: usize, const C: usize> Kernel for ScoreTile<E, R, C> {
             add_outer_products(
                 simd,
                 args.head_dim,
-                (args.q, 1, R),
+                (args.q, QUERY_STRIDE, 1),
                 (k, args.k_stride, ahead),
                 &mut acc,
             );
@@ -125,6 +130,8 @@ pub(super) struct Run<E> {
 pub(super) struct ValueArgs<'a, E> {
     pub(super) head_dim: usize,
     pub(super) runs: &'a [Run<E>],
+    /// Whether to prefetch what lies ahead of the runs.
+    pub(super) prefetch: bool,
     pub(super) from: usize,
     pub(super) to: usize,
     pub(super) p: *const f32,
@@ -162,6 +169,7 @@ impl<E: Lanes, const R: usize, const C: usize> Kernel for ValueTile<'_, E, R, C>
             if from >= to {
                 continue;
             }
+            let ahead = if args.prefetch { run.ahead } else { 0 };
             let mut v = [run.v; C];
             for (c, v) in v.iter_mut().enumerate() {
                 let at = (from - run.first) * args.head_dim + self.column + c * LANES;
@@ -173,7 +181,7 @@ impl<E: Lanes, const R: usize, const C: usize> Kernel for ValueTile<'_, E, R, C>
                     simd,
                     to - from,
                     (args.p.add(from), STEP_KEYS, 1),
-                    (v, args.head_dim, [run.ahead; C]),
+                    (v, args.head_dim, [ahead; C]),
                     &mut acc,
                 );
             }

@@ -7,6 +7,7 @@ mod item;
 mod micro;
 mod pages;
 mod plan;
+mod rotate;
 mod scratch;
 pub(super) mod simd;
 mod softmax;
@@ -39,7 +40,8 @@ pub struct AttendArgs<'a> {
 /// Attends each query row of the planned step to its sequence's cached keys.
 ///
 /// Row `i` of a sequence's `n` sees its first `context_len - n + i + 1` keys. Query head `h` reads
-/// key-value head `h / (num_heads / num_kv_heads)`. Scores, softmax and sums are f32.
+/// key-value head `h / (num_heads / num_kv_heads)`. Scores, softmax and sums are f32. The scale of
+/// an int8 key multiplies its score, and that of a value its probability.
 ///
 /// A row's result depends, bit for bit, on its query and the visible keys and values alone: not
 /// on other rows, chunking, block ids, the block size or the number of threads.
@@ -76,6 +78,7 @@ pub fn attend(
     match layout.dtype {
         KvDtype::F32 => run::<f32>(pool, cache, plan, args),
         KvDtype::Bf16 => run::<bf16>(pool, cache, plan, args),
+        KvDtype::Int8 => run::<i8>(pool, cache, plan, args),
     }
     Ok(())
 }

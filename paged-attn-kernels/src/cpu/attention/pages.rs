@@ -1,12 +1,20 @@
 //! One sequence's keys and values of one head, as the kernels walk them.
 
+use std::ops::Range;
+
 use super::micro::{Run, STEP_KEYS};
-use super::simd::{LANES, Lanes};
+use super::simd::{LANES, Lanes, Simd};
+use super::softmax::Scales;
 use crate::CacheLayout;
 use crate::layout::KEY_TILE;
 
 // A vector is a tile's keys of one dimension.
 const _: () = assert!(KEY_TILE == LANES);
+
+const NO_SCALES: Scales = Scales {
+    k: [std::ptr::null(); STEP_KEYS / LANES],
+    v: [std::ptr::null(); STEP_KEYS / LANES],
+};
 
 /// Most runs that [`Pages::step`] cuts a step into: blocks of 16.
 const MAX_DIRECT_RUNS: usize = STEP_KEYS / LANES;
@@ -29,6 +37,8 @@ pub(super) struct Step<E> {
     pub(super) k_stride: usize,
     /// Bytes to what will be read next in place of each of `k`.
     pub(super) k_ahead: [isize; STEP_KEYS / LANES],
+    /// Of the keys and values, if the format has any.
+    pub(super) scales: Option<Scales>,
     runs: [Run<E>; MAX_DIRECT_RUNS],
     num_runs: usize,
 }
@@ -50,21 +60,38 @@ impl<E> Step<E> {
     }
 }
 
+/// A head's part of a block.
+struct Panels<'a, E> {
+    /// Tiles of `[head_dim][16]`.
+    k: &'a [E],
+    /// `[block_size][head_dim]`, and at least 16 more elements.
+    v: &'a [E],
+    /// A scale a token, or none.
+    k_scales: &'a [f32],
+    v_scales: &'a [f32],
+}
+
 impl<'a, E: Lanes> Pages<'a, E> {
     /// Whether vectors of 16 keys never straddle blocks, so that pages can be read in place.
     pub(super) fn are_aligned(&self) -> bool {
         self.layout.block_size.is_multiple_of(LANES)
     }
 
-    /// The K panel (tiles of `[head_dim][16]`) and V panel (`[block_size][head_dim]`, and at least
-    /// 16 more elements) of the block that holds `position`, and its offset there.
-    fn panels(&self, position: usize) -> (&'a [E], &'a [E], usize) {
+    /// The panels of the block that holds `position`, and its offset there.
+    fn panels(&self, position: usize) -> (Panels<'a, E>, usize) {
         let block = self.table[position / self.layout.block_size] as usize;
         let panel_len = self.layout.panel_len();
-        let start = block * self.layout.block_len() + self.kv_head * 2 * panel_len;
-        let k = &self.layer[start..start + panel_len];
-        let v = &self.layer[start + panel_len..][..panel_len + LANES];
-        (k, v, position % self.layout.block_size)
+        let k_start = block * self.layout.block_len() + self.kv_head * self.layout.head_len();
+        let v_start = k_start + self.layout.scaled_panel_len();
+        let scales = |start: usize| &self.layer[start + panel_len..];
+        let scales_len = self.layout.scaled_panel_len() - panel_len;
+        let panels = Panels {
+            k: &self.layer[k_start..k_start + panel_len],
+            v: &self.layer[v_start..][..panel_len + LANES],
+            k_scales: bytemuck::cast_slice(&scales(k_start)[..scales_len]),
+            v_scales: bytemuck::cast_slice(&scales(v_start)[..scales_len]),
+        };
+        (panels, position % self.layout.block_size)
     }
 
     /// Locates `num_keys` keys from `start`, a multiple of 64, without copying.
@@ -75,10 +102,15 @@ impl<'a, E: Lanes> Pages<'a, E> {
         debug_assert!(self.are_aligned() && num_keys <= STEP_KEYS);
         let (block_size, head_dim) = (self.layout.block_size, self.layout.head_dim);
         let mut k = [self.layer.as_ptr(); STEP_KEYS / LANES];
-        for (tile, k) in k.iter_mut().enumerate().take(num_keys.div_ceil(LANES)) {
-            let (panel, _, offset) = self.panels(start + tile * LANES);
+        let mut scales = NO_SCALES;
+        for tile in 0..num_keys.div_ceil(LANES) {
+            let (panels, offset) = self.panels(start + tile * LANES);
             // All tiles of an aligned block have 16 keys.
-            *k = panel[self.layout.key_tile(offset).0..].as_ptr();
+            k[tile] = panels.k[self.layout.key_tile(offset).0..].as_ptr();
+            if E::SCALED {
+                scales.k[tile] = panels.k_scales[offset..offset + LANES].as_ptr();
+                scales.v[tile] = panels.v_scales[offset..offset + LANES].as_ptr();
+            }
         }
         let no_run = Run {
             first: 0,
@@ -89,12 +121,12 @@ impl<'a, E: Lanes> Pages<'a, E> {
         let mut runs = [no_run; MAX_DIRECT_RUNS];
         let (mut num_runs, mut first) = (0, 0);
         while first < num_keys {
-            let (_, panel, offset) = self.panels(start + first);
+            let (panels, offset) = self.panels(start + first);
             let len = (block_size - offset).min(num_keys - first);
             runs[num_runs] = Run {
                 first,
                 len,
-                v: panel[offset * head_dim..].as_ptr(),
+                v: panels.v[offset * head_dim..].as_ptr(),
                 ahead: 0,
             };
             num_runs += 1;
@@ -104,6 +136,7 @@ impl<'a, E: Lanes> Pages<'a, E> {
             k,
             k_ahead: [0; STEP_KEYS / LANES],
             k_stride: LANES,
+            scales: E::SCALED.then_some(scales),
             runs,
             num_runs,
         }
@@ -123,28 +156,48 @@ impl<'a, E: Lanes> Pages<'a, E> {
         step
     }
 
-    /// Copies `num_keys` keys and values from `start` to `stage`, as f32.
+    /// Copies the keys and values of up to 64 positions to `stage`, as f32 but for their scales.
     ///
     /// Pays where many rows read a step of compressed pages, and makes blocks of any size look
     /// the same to the kernels.
     #[inline(always)]
-    pub(super) fn stage(&self, start: usize, num_keys: usize, stage: &mut Stage) -> Step<f32> {
+    pub(super) fn stage<S: Simd>(
+        &self,
+        simd: S,
+        keys: Range<usize>,
+        stage: &mut Stage,
+    ) -> Step<f32> {
+        let (start, num_keys) = (keys.start, keys.len());
         let head_dim = self.layout.head_dim;
         let mut first = 0;
         while first < num_keys {
-            let (k, v, offset) = self.panels(start + first);
+            let (panels, offset) = self.panels(start + first);
             let (tile, width) = self.layout.key_tile(offset);
             let at = offset % LANES;
             let len = (width - at).min(num_keys - first);
-            for (d, row) in k[tile..].chunks_exact(width).take(head_dim).enumerate() {
+            for (d, row) in panels.k[tile..]
+                .chunks_exact(width)
+                .take(head_dim)
+                .enumerate()
+            {
                 let to = &mut stage.k[d * STEP_KEYS + first..][..len];
+                if len == LANES {
+                    // SAFETY: both have `len` elements.
+                    unsafe { simd.store(to.as_mut_ptr(), E::load(simd, row.as_ptr())) };
+                    continue;
+                }
                 for (to, from) in to.iter_mut().zip(&row[at..at + len]) {
                     *to = from.to_f32();
                 }
             }
             let to = &mut stage.v[first * head_dim..][..len * head_dim];
-            for (to, from) in to.iter_mut().zip(&v[offset * head_dim..]) {
+            for (to, from) in to.iter_mut().zip(&panels.v[offset * head_dim..]) {
                 *to = from.to_f32();
+            }
+            if E::SCALED {
+                let (from, to) = (offset..offset + len, first..first + len);
+                stage.k_scales[to.clone()].copy_from_slice(&panels.k_scales[from.clone()]);
+                stage.v_scales[to].copy_from_slice(&panels.v_scales[from]);
             }
             first += len;
         }
@@ -154,11 +207,16 @@ impl<'a, E: Lanes> Pages<'a, E> {
             v: stage.v.as_ptr(),
             ahead: 0,
         };
-        let tile = |i: usize| stage.k[i * LANES..].as_ptr();
+        let tiles = |row: &[f32]| std::array::from_fn(|i| row[i * LANES..].as_ptr());
+        let scales = Scales {
+            k: tiles(&stage.k_scales),
+            v: tiles(&stage.v_scales),
+        };
         Step {
-            k: [tile(0), tile(1), tile(2), tile(3)],
+            k: tiles(&stage.k),
             k_ahead: [0; STEP_KEYS / LANES],
             k_stride: STEP_KEYS,
+            scales: E::SCALED.then_some(scales),
             runs: [run; MAX_DIRECT_RUNS],
             num_runs: 1,
         }
@@ -172,11 +230,15 @@ pub(super) struct Stage {
     k: Vec<f32>,
     /// `[64][head_dim]`, and 16 more.
     v: Vec<f32>,
+    k_scales: Vec<f32>,
+    v_scales: Vec<f32>,
 }
 
 impl Stage {
     pub(super) fn resize(&mut self, head_dim: usize) {
         self.k.resize(STEP_KEYS * head_dim, 0.0);
         self.v.resize(STEP_KEYS * head_dim + LANES, 0.0);
+        self.k_scales.resize(STEP_KEYS, 0.0);
+        self.v_scales.resize(STEP_KEYS, 0.0);
     }
 }

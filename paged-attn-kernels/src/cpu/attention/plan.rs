@@ -9,6 +9,10 @@ use crate::{CacheLayout, KernelError};
 /// Items a thread should get so that the last ones to finish do not leave others idle for long.
 const ITEMS_PER_THREAD: usize = 4;
 
+/// Pieces a thread should get where long contexts are split: these cost little, and the fewer the
+/// pieces, the longer one thread waits for the last (5 of 16 segments against 6, say).
+const PIECES_PER_THREAD: usize = 16;
+
 /// Fewest query rows an item is cut down to for the sake of balance.
 const MIN_ITEM_ROWS: usize = 24;
 
@@ -251,7 +255,7 @@ impl AttendPlan {
             }
         }
         if num_threads > 1 && self.items.len() < wanted_items {
-            self.split_long_items(layout, wanted_items);
+            self.split_long_items(layout, num_threads * PIECES_PER_THREAD);
         }
         // Longest first, so that the end of the list fills the gaps.
         self.items

@@ -3,10 +3,12 @@
 use std::ops::Range;
 
 use super::item::{HeadRows, MAX_ITEM_ROWS, QueryRows, SEGMENT_KEYS};
-use super::micro::{MAX_ROWS, STEP_KEYS};
+use super::micro::{MAX_ROWS, QUERY_STRIDE, STEP_KEYS};
 use super::pages::Stage;
+use super::rotate::rotate;
 use super::simd::{LANES, Simd};
 use super::softmax::{Sums, merge};
+use crate::element::Element;
 
 /// Cuts rows into register tiles of up to [`MAX_ROWS`] rows, as even as possible.
 pub(super) fn tiles(num_rows: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
@@ -26,7 +28,7 @@ pub(super) fn tiles(num_rows: usize) -> impl ExactSizeIterator<Item = Range<usiz
 pub(super) struct Scratch {
     /// Elements of an accumulator row: `head_dim` rounded up to a multiple of 16.
     pub(super) width: usize,
-    /// Queries: for each register tile of R rows, `[head_dim][R]`.
+    /// Queries, `[row][QUERY_STRIDE]`.
     pub(super) q: Vec<f32>,
     /// Scores, then probabilities, of the current register tile.
     pub(super) scores: Vec<[f32; STEP_KEYS]>,
@@ -47,7 +49,7 @@ impl Scratch {
     /// Makes room for items of `head_dim`.
     pub(super) fn resize(&mut self, head_dim: usize) {
         self.width = head_dim.next_multiple_of(LANES);
-        self.q.resize(MAX_ITEM_ROWS * head_dim, 0.0);
+        self.q.resize(MAX_ITEM_ROWS * QUERY_STRIDE, 0.0);
         self.scores.resize(MAX_ROWS, [0.0; STEP_KEYS]);
         self.max.resize(MAX_ITEM_ROWS, 0.0);
         self.partial_sums.resize(MAX_ITEM_ROWS, [0.0; LANES]);
@@ -58,27 +60,31 @@ impl Scratch {
         self.stage.resize(head_dim);
     }
 
-    /// Packs an item's queries for the register tiles.
+    /// Copies an item's queries to where the register tiles read them, for pages of `E`.
     ///
     /// # Safety
     /// `q` holds all rows of `rows`.
     #[inline(always)]
-    pub(super) unsafe fn load_queries(
+    pub(super) unsafe fn load_queries<S: Simd, E: Element>(
         &mut self,
+        simd: S,
         rows: &QueryRows,
         q: HeadRows<*const f32>,
         head_dim: usize,
     ) {
-        for tile in tiles(rows.len()) {
-            let packed = &mut self.q[tile.start * head_dim..tile.end * head_dim];
-            for (r, row) in tile.clone().enumerate() {
-                // SAFETY: `q` holds all rows, each of `head_dim` elements.
-                let row = unsafe {
-                    std::slice::from_raw_parts(q.start.add(q.offset(rows, row, head_dim)), head_dim)
-                };
-                for (d, &x) in row.iter().enumerate() {
-                    packed[d * tile.len() + r] = x;
-                }
+        for (i, to) in self
+            .q
+            .chunks_exact_mut(QUERY_STRIDE)
+            .take(rows.len())
+            .enumerate()
+        {
+            // SAFETY: `q` holds all rows, each of `head_dim` elements.
+            let row = unsafe {
+                std::slice::from_raw_parts(q.start.add(q.offset(rows, i, head_dim)), head_dim)
+            };
+            to[..head_dim].copy_from_slice(row);
+            if E::SCALED {
+                rotate(simd, &mut to[..head_dim]);
             }
         }
     }

@@ -15,17 +15,28 @@ pub(super) struct Sums<'a> {
     pub(super) acc: &'a mut [f32],
 }
 
+/// Where the scales of a step's keys and values lie: 16 for each tile of 16 keys.
+#[derive(Clone, Copy)]
+pub(super) struct Scales {
+    pub(super) k: [*const f32; STEP_KEYS / LANES],
+    pub(super) v: [*const f32; STEP_KEYS / LANES],
+}
+
 /// Turns a row's scores of a step into probabilities relative to the maximum so far.
 ///
 /// The first `num_visible` (at least 1) of `num_tiles * 16` scores count; the others become 0.
 /// Returns the new maximum and what the sums collected so far must be multiplied by.
-/// `partial_sums` are 16 partial sums of the probabilities.
+/// `partial_sums` are 16 partial sums of the probabilities. With `scales`, scores are multiplied
+/// by their keys' first, and each probability, once summed, by its value's.
+///
+/// # Safety
+/// `scales` are valid for reads of `num_tiles` times 16.
 #[inline(always)]
-pub(super) fn softmax_step<S: Simd>(
+pub(super) unsafe fn softmax_step<S: Simd>(
     simd: S,
     scores: &mut [f32; STEP_KEYS],
     (num_visible, num_tiles): (usize, usize),
-    scale_log2: f32,
+    (scale_log2, scales): (f32, Option<&Scales>),
     max: f32,
     partial_sums: &mut [f32; LANES],
 ) -> (f32, f32) {
@@ -35,6 +46,10 @@ pub(super) fn softmax_step<S: Simd>(
     for tile in 0..num_tiles.min(TILES) {
         // SAFETY: tile < 4, so 16 elements of 64.
         s[tile] = unsafe { simd.load(scores.as_ptr().add(tile * LANES)) };
+        if let Some(scales) = scales {
+            // SAFETY: as this function's.
+            s[tile] = simd.mul(s[tile], unsafe { simd.load(scales.k[tile]) });
+        }
         let num_visible = num_visible.saturating_sub(tile * LANES);
         if num_visible < LANES {
             s[tile] = simd.keep_first(s[tile], num_visible, f32::NEG_INFINITY);
@@ -48,9 +63,13 @@ pub(super) fn softmax_step<S: Simd>(
     sum = simd.mul(sum, simd.splat(correction));
     let (scale, negative_max) = (simd.splat(scale_log2), simd.splat(-new_max));
     for tile in 0..num_tiles.min(TILES) {
-        let p = simd.exp2(simd.fma(s[tile], scale, negative_max));
+        let mut p = simd.exp2(simd.fma(s[tile], scale, negative_max));
         // Masked keys add exactly +0 to a sum of non-negative numbers: no bit changes.
         sum = simd.add(sum, p);
+        if let Some(scales) = scales {
+            // SAFETY: as this function's.
+            p = simd.mul(p, unsafe { simd.load(scales.v[tile]) });
+        }
         // SAFETY: as the load above.
         unsafe { simd.store(scores.as_mut_ptr().add(tile * LANES), p) };
     }

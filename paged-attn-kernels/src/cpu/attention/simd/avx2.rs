@@ -87,6 +87,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::F {
+        // SAFETY: `p` is valid for 16 elements; `self` proves the features.
+        unsafe {
+            let raw = _mm_loadu_si128(p.cast());
+            let high = _mm_unpackhi_epi64(raw, raw);
+            (
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
+            )
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_words(self, p: *const u32) -> Self::Words {
         // SAFETY: `p` is valid for 16 elements; `self` proves the features.
         unsafe {
@@ -279,6 +292,22 @@ impl Simd for Avx2 {
                 _mm256_blendv_ps(fill, v.0, keep_low),
                 _mm256_blendv_ps(fill, v.1, keep_high),
             )
+        }
+    }
+
+    #[inline(always)]
+    fn swap_blocks<const HALF: usize>(self, v: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        let each = |v: __m256| unsafe {
+            match HALF {
+                1 => _mm256_permute_ps::<0b10_11_00_01>(v),
+                2 => _mm256_permute_ps::<0b01_00_11_10>(v),
+                _ => _mm256_permute2f128_ps::<1>(v, v),
+            }
+        };
+        match HALF {
+            8 => (v.1, v.0),
+            _ => (each(v.0), each(v.1)),
         }
     }
 

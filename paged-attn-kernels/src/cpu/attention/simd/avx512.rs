@@ -63,6 +63,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::F {
+        // SAFETY: `p` is valid for 16 elements; `self` proves the features.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+
+    #[inline(always)]
     unsafe fn load_words(self, p: *const u32) -> Self::Words {
         // SAFETY: `p` is valid for 16 elements; `self` proves the features.
         unsafe { _mm512_loadu_si512(p.cast()) }
@@ -220,6 +226,19 @@ impl Simd for Avx512 {
         let keep = (1u32 << n.min(16)).wrapping_sub(1) as __mmask16;
         // SAFETY: `self` proves the features.
         unsafe { _mm512_mask_blend_ps(keep, _mm512_set1_ps(fill), v) }
+    }
+
+    #[inline(always)]
+    fn swap_blocks<const HALF: usize>(self, v: Self::F) -> Self::F {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            match HALF {
+                1 => _mm512_permute_ps::<0b10_11_00_01>(v),
+                2 => _mm512_permute_ps::<0b01_00_11_10>(v),
+                4 => _mm512_shuffle_f32x4::<0b10_11_00_01>(v, v),
+                _ => _mm512_shuffle_f32x4::<0b01_00_11_10>(v, v),
+            }
+        }
     }
 
     #[inline(always)]

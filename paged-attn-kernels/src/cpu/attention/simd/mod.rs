@@ -22,8 +22,8 @@ pub(crate) use avx512::Avx512;
 use half::bf16;
 pub(crate) use scalar::Scalar;
 
-use crate::cache::Element;
 use crate::cpu::Isa;
+use crate::element::Element;
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
@@ -64,6 +64,9 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `p` is valid for reads of 16 elements.
     unsafe fn load_bf16(self, p: *const bf16) -> Self::F;
+    /// # Safety
+    /// `p` is valid for reads of 16 elements.
+    unsafe fn load_i8(self, p: *const i8) -> Self::F;
     /// # Safety
     /// `p` is valid for reads of 16 elements.
     unsafe fn load_words(self, p: *const u32) -> Self::Words;
@@ -110,6 +113,9 @@ pub(crate) trait Simd: Copy {
     fn zero_where_less(self, v: Self::F, x: Self::F, limit: f32) -> Self::F;
     /// `v` with `fill` in the lanes from `n` on.
     fn keep_first(self, v: Self::F, n: usize, fill: f32) -> Self::F;
+    /// The lanes in blocks of `HALF` (1, 2, 4 or 8), each changed with its neighbour: lane i is
+    /// lane i ^ HALF of `v`.
+    fn swap_blocks<const HALF: usize>(self, v: Self::F) -> Self::F;
     /// Lane 0.
     fn first(self, v: Self::F) -> f32;
     /// Maximum over the lanes.
@@ -160,6 +166,14 @@ impl Lanes for bf16 {
     unsafe fn load<S: Simd>(simd: S, p: *const Self) -> S::F {
         // SAFETY: as this function's.
         unsafe { simd.load_bf16(p) }
+    }
+}
+
+impl Lanes for i8 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(simd: S, p: *const Self) -> S::F {
+        // SAFETY: as this function's.
+        unsafe { simd.load_i8(p) }
     }
 }
 

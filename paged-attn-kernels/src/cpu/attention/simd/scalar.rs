@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
-use crate::cache::Element;
+use crate::element::Element;
 
 /// Plain Rust.
 #[derive(Clone, Copy)]
@@ -62,6 +62,13 @@ impl Simd for Scalar {
     unsafe fn load_bf16(self, p: *const bf16) -> Self::F {
         // SAFETY: `p` is valid for 16 elements.
         let raw = unsafe { p.cast::<[bf16; LANES]>().read_unaligned() };
+        raw.map(Element::to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::F {
+        // SAFETY: `p` is valid for 16 elements.
+        let raw = unsafe { p.cast::<[i8; LANES]>().read_unaligned() };
         raw.map(Element::to_f32)
     }
 
@@ -199,6 +206,11 @@ impl Simd for Scalar {
             *x = if i < n { *x } else { fill };
         }
         out
+    }
+
+    #[inline(always)]
+    fn swap_blocks<const HALF: usize>(self, v: Self::F) -> Self::F {
+        std::array::from_fn(|i| v[i ^ HALF])
     }
 
     #[inline(always)]
