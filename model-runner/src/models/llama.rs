@@ -33,7 +33,7 @@ struct Layer<B: Backend> {
     qk_norms: Option<(B::Vector, B::Vector)>,
     o: B::Matrix,
     mlp_norm: B::Vector,
-    gate_up: Linear<B>,
+    gate_up: B::Matrix,
     down: B::Matrix,
 }
 
@@ -45,7 +45,6 @@ pub struct Activations<B: Backend> {
     h: B::Rows,
     qkv: B::Rows,
     attended: B::Rows,
-    gate_up: B::Rows,
     gated: B::Rows,
     /// The stream's rows that logits are computed of, and their norm.
     last: B::Rows,
@@ -85,14 +84,10 @@ impl<B: Backend> Llama<B> {
 
     /// Memory the weights take, in bytes.
     pub fn weight_bytes(&self) -> u64 {
-        let layers = self.layers.iter().flat_map(|layer| {
-            [
-                &layer.qkv.weight,
-                &layer.o,
-                &layer.gate_up.weight,
-                &layer.down,
-            ]
-        });
+        let layers = self
+            .layers
+            .iter()
+            .flat_map(|layer| [&layer.qkv.weight, &layer.o, &layer.gate_up, &layer.down]);
         let output = self.output.iter().map(|output| &output.weight);
         layers
             .chain([&self.embedding.weight])
@@ -109,7 +104,6 @@ impl<B: Backend> Llama<B> {
             h: hidden(),
             qkv: backend.rows(self.qkv.width()),
             attended: backend.rows(self.qkv.num_heads * self.qkv.head_dim),
-            gate_up: backend.rows(2 * self.intermediate_size),
             gated: backend.rows(self.intermediate_size),
             last: hidden(),
             last_normed: hidden(),
@@ -132,11 +126,10 @@ impl<B: Backend> Llama<B> {
             h,
             qkv,
             attended,
-            gate_up,
             gated,
             ..
         } = a;
-        for rows in [&mut *x, h, qkv, attended, gate_up, gated] {
+        for rows in [&mut *x, h, qkv, attended, gated] {
             b.set_num_rows(rows, batch.tokens.len());
         }
         b.begin(batch)?;
@@ -153,8 +146,7 @@ impl<B: Backend> Llama<B> {
             b.linear_add(attended, &layer.o, x)?;
 
             b.rms_norm(x, &layer.mlp_norm, self.eps, h)?;
-            b.linear(h, &layer.gate_up, gate_up)?;
-            b.silu_mul(gate_up, gated)?;
+            b.linear_silu_mul(h, &layer.gate_up, gated)?;
             b.linear_add(gated, &layer.down, x)?;
         }
         Ok(())
@@ -197,10 +189,6 @@ impl<B: Backend> Layer<B> {
                 tensor(&format!("self_attn.v_proj.{suffix}"))?,
             ])
         };
-        let gate_up = [
-            tensor("mlp.gate_proj.weight")?,
-            tensor("mlp.up_proj.weight")?,
-        ];
         Ok(Layer {
             attention_norm: vector("input_layernorm.weight")?,
             qkv: LinearOf {
@@ -219,10 +207,10 @@ impl<B: Backend> Layer<B> {
             },
             o: matrix("self_attn.o_proj.weight")?,
             mlp_norm: vector("post_attention_layernorm.weight")?,
-            gate_up: LinearOf {
-                weight: backend.load_matrix(&gate_up)?,
-                bias: None,
-            },
+            gate_up: backend.load_gated(
+                tensor("mlp.gate_proj.weight")?,
+                tensor("mlp.up_proj.weight")?,
+            )?,
             down: matrix("mlp.down_proj.weight")?,
         })
     }

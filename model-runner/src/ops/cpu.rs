@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use pageloom_paged_attn_kernels::cpu::{
     AttendArgs, AttendBatch, AttendPlan, Epilogue, Heads, Isa, LinearScratch, PackedMatrix,
-    RopeAngles, ThreadPool, attend, copy_blocks, linear, rms_norm, rms_norm_heads, rope, silu_mul,
-    swap_blocks, write_kv,
+    RopeAngles, ThreadPool, attend, copy_blocks, linear, linear_silu_mul, rms_norm, rms_norm_heads,
+    rope, swap_blocks, write_kv,
 };
 use pageloom_paged_attn_kernels::{CacheLayout, KernelError, KvCache, Rows, RowsMut};
 
@@ -157,6 +157,10 @@ impl Backend for CpuBackend {
 
     fn load_matrix(&self, parts: &[Tensor<'_>]) -> Result<PackedMatrix, LoadError> {
         Ok(matrix::pack(&self.pool, self.weights, parts))
+    }
+
+    fn load_gated(&self, gate: Tensor<'_>, up: Tensor<'_>) -> Result<PackedMatrix, LoadError> {
+        Ok(matrix::pack_gated(&self.pool, self.weights, gate, up))
     }
 
     fn matrix_bytes(matrix: &PackedMatrix) -> u64 {
@@ -318,11 +322,19 @@ impl Backend for CpuBackend {
         Ok(attend(&self.pool, cache, &mut self.plan, args)?)
     }
 
-    fn silu_mul(&mut self, gate_up: &CpuRows, out: &mut CpuRows) -> Result<(), RunError> {
-        Ok(silu_mul(
-            &self.pool,
-            &gate_up.data,
-            out.width,
+    fn linear_silu_mul(
+        &mut self,
+        x: &CpuRows,
+        w: &PackedMatrix,
+        out: &mut CpuRows,
+    ) -> Result<(), RunError> {
+        let (pool, scratch) = (&self.pool, &mut self.scratch);
+        Ok(linear_silu_mul(
+            pool,
+            self.isa,
+            scratch,
+            &x.data,
+            w,
             &mut out.data,
         )?)
     }

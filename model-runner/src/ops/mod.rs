@@ -96,6 +96,12 @@ pub trait Backend {
     /// [`LoadError`] if a tensor cannot be read.
     fn load_matrix(&self, parts: &[Tensor<'_>]) -> Result<Self::Matrix, LoadError>;
 
+    /// Loads the matrices of gates and of what they gate, of one shape, as one.
+    ///
+    /// # Errors
+    /// [`LoadError`] if a tensor cannot be read.
+    fn load_gated(&self, gate: Tensor<'_>, up: Tensor<'_>) -> Result<Self::Matrix, LoadError>;
+
     /// Memory a matrix takes.
     fn matrix_bytes(matrix: &Self::Matrix) -> u64;
 
@@ -204,11 +210,16 @@ pub trait Backend {
         out: &mut Self::Rows,
     ) -> Result<(), RunError>;
 
-    /// `out = silu(gate) * up`, `gate_up` holding both side by side.
+    /// `out = silu(x * gate^T) * (x * up^T)`, `w` being of [`load_gated`](Self::load_gated).
     ///
     /// # Errors
     /// [`RunError::Kernel`] if shapes do not agree.
-    fn silu_mul(&mut self, gate_up: &Self::Rows, out: &mut Self::Rows) -> Result<(), RunError>;
+    fn linear_silu_mul(
+        &mut self,
+        x: &Self::Rows,
+        w: &Self::Matrix,
+        out: &mut Self::Rows,
+    ) -> Result<(), RunError>;
 
     /// Row `i` of `out` becomes row `rows[i]` of `x`.
     ///

@@ -17,7 +17,7 @@ pub enum Operation {
     Plan,
     /// Rows of the embedding table.
     Embed,
-    /// Linear layers, the output layer left out.
+    /// Linear layers and what is fused with them, the output layer left out.
     Linear,
     /// The layer that makes logits.
     Output,
@@ -27,8 +27,8 @@ pub enum Operation {
     Norm,
     /// Rotation of queries and keys.
     Rope,
-    /// `silu(gate) * up`, and rows gathered for the output layer.
-    Elementwise,
+    /// Rows gathered for the output layer.
+    Gather,
     /// Drawing tokens and taking log-probabilities.
     Sampling,
 }
@@ -44,7 +44,7 @@ impl Operation {
         Operation::Attention,
         Operation::Norm,
         Operation::Rope,
-        Operation::Elementwise,
+        Operation::Gather,
         Operation::Sampling,
     ];
 
@@ -59,7 +59,7 @@ impl Operation {
             Operation::Attention => "attention",
             Operation::Norm => "norm",
             Operation::Rope => "rope",
-            Operation::Elementwise => "elementwise",
+            Operation::Gather => "gather",
             Operation::Sampling => "sampling",
         }
     }
@@ -141,6 +141,10 @@ impl<B: Backend> Backend for Profiled<B> {
 
     fn load_matrix(&self, parts: &[Tensor<'_>]) -> Result<B::Matrix, LoadError> {
         self.inner.load_matrix(parts)
+    }
+
+    fn load_gated(&self, gate: Tensor<'_>, up: Tensor<'_>) -> Result<B::Matrix, LoadError> {
+        self.inner.load_gated(gate, up)
     }
 
     fn matrix_bytes(matrix: &B::Matrix) -> u64 {
@@ -231,8 +235,13 @@ impl<B: Backend> Backend for Profiled<B> {
         })
     }
 
-    fn silu_mul(&mut self, gate_up: &B::Rows, out: &mut B::Rows) -> Result<(), RunError> {
-        self.timed(Operation::Elementwise, |b| b.silu_mul(gate_up, out))
+    fn linear_silu_mul(
+        &mut self,
+        x: &B::Rows,
+        w: &B::Matrix,
+        out: &mut B::Rows,
+    ) -> Result<(), RunError> {
+        self.timed(Operation::Linear, |b| b.linear_silu_mul(x, w, out))
     }
 
     fn gather(
@@ -242,6 +251,6 @@ impl<B: Backend> Backend for Profiled<B> {
         out: &mut B::Rows,
     ) -> Result<(), RunError> {
         self.at_output = true;
-        self.timed(Operation::Elementwise, |b| b.gather(x, rows, out))
+        self.timed(Operation::Gather, |b| b.gather(x, rows, out))
     }
 }

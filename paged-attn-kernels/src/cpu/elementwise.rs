@@ -1,17 +1,18 @@
 //! The cheap operations between linear layers: norms, rotary embedding, activation.
 //!
-//! Plain Rust: together they are a few percent of a step, and the compiler
-//! vectorises them. Each works on a row at a time in a fixed order, so a row's
+//! Mostly plain Rust, which the compiler vectorises for the machine's instructions. Each works on a row at a time in a fixed order, so a row's
 //! result does not depend on the rows beside it.
 
-use super::{ThreadPool, disjoint::DisjointSlice};
+use super::attention::simd::{Kernel, LANES as VECTOR, Simd, Wide, dispatch};
+use super::{Isa, ThreadPool, disjoint::DisjointSlice};
 use crate::KernelError;
 use crate::error::check_len;
 
 /// Below this many elements a parallel region costs more than it saves.
 const MIN_PARALLEL: usize = 8192;
 
-/// Calls `f(first_row, rows)` on chunks of whole rows, in parallel where it pays.
+/// Calls `f(first_row, rows)` on chunks of whole rows, in parallel where it pays, compiled for the
+/// machine's instructions.
 fn for_each_rows(
     pool: &ThreadPool,
     data: &mut [f32],
@@ -19,18 +20,19 @@ fn for_each_rows(
     f: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     let num_rows = data.len() / width.max(1);
-    if data.len() < MIN_PARALLEL {
-        f(0, data);
-        return;
-    }
-    let per_task = num_rows.div_ceil(pool.num_threads() * 4).max(1);
+    let isa = Isa::of_machine();
+    let num_tasks = if data.len() < MIN_PARALLEL {
+        1
+    } else {
+        pool.num_threads() * 4
+    };
+    let per_task = num_rows.div_ceil(num_tasks).max(1);
     let slice = DisjointSlice::new(data);
     pool.for_each(num_rows.div_ceil(per_task), |task| {
         let rows = task * per_task..num_rows.min((task + 1) * per_task);
         // SAFETY: each task has its own rows.
-        f(rows.start, unsafe {
-            slice.part(rows.start * width..rows.end * width)
-        });
+        let out = unsafe { slice.part(rows.start * width..rows.end * width) };
+        dispatch(isa, Wide(|| f(rows.start, out)));
     });
 }
 
@@ -223,59 +225,61 @@ pub fn rope(
     Ok(())
 }
 
-/// The gated activation of LLaMA: `out = silu(gate) * up`, `silu(x) = x / (1 + exp(-x))`.
+/// Gates and what they gate, interleaved by the lanes of a vector: 16 gates, then their 16 values.
 ///
-/// `gate_up`: `[num_rows, 2 * width]`, gate first; `out`: `[num_rows, width]`.
-///
-/// # Errors
-/// [`KernelError::Length`] if `gate_up` is not twice as long as `out`, or `out` not whole rows.
-///
-/// Source: Shazeer 2020.
-pub fn silu_mul(
-    pool: &ThreadPool,
-    gate_up: &[f32],
-    width: usize,
-    out: &mut [f32],
-) -> Result<(), KernelError> {
-    if width == 0 {
-        return Err(KernelError::Zero {
-            name: "silu_mul: width",
-        });
-    }
-    check_len("silu_mul: out", out.len() / width * width, out.len())?;
-    check_len("silu_mul: gate_up", 2 * out.len(), gate_up.len())?;
-    for_each_rows(pool, out, width, |first, out| {
-        let rows = gate_up[2 * first * width..].chunks_exact(2 * width);
-        for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
-            let (gate, up) = row.split_at(width);
-            for ((out, &g), &u) in out.iter_mut().zip(gate).zip(up) {
-                *out = g / (1.0 + exp(-g)) * u;
-            }
-        }
-    });
-    Ok(())
+/// Row `i` of a matrix that makes them is row `i / 32 * 16 + i % 16` of the gates' matrix if
+/// `i % 32 < 16`, else of the values'. Rows past the end of either are zero.
+pub fn gated_row(row: usize) -> (bool, usize) {
+    let (pair, at) = (row / (2 * VECTOR), row % (2 * VECTOR));
+    (at < VECTOR, pair * VECTOR + at % VECTOR)
 }
 
-/// `e^x` within 3 units in the last place, written so that the compiler vectorises it.
+/// The gated activation of LLaMA: `out = silu(gate) * up`, `silu(x) = x / (1 + exp(-x))`.
 ///
-/// Splits `x = n ln 2 + r`, `|r| <= ln 2 / 2`, and takes the Taylor polynomial of degree 6 in `r`.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    // Past these the result would leave the normal numbers; both are as good as 0 and infinity
-    // for an activation.
-    let x = x.clamp(-87.0, 88.0);
-    // Adding 1.5 * 2^23 rounds to the nearest integer, which stays in the low mantissa bits.
-    const ROUND: f32 = 12_582_912.0;
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    // ln 2 in two parts, the first exact in few bits, so that the reduction does not cancel.
-    let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
-    let mut p = 1.0 / 720.0;
-    for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = p * r + c;
+/// `gate_up`: `[num_rows, 2 * width rounded up to 16]`, interleaved as [`gated_row`] says; `out`:
+/// `[num_rows, width]`.
+///
+/// Source: Shazeer 2020.
+pub(super) fn silu_mul(pool: &ThreadPool, gate_up: &[f32], width: usize, out: &mut [f32]) {
+    let gate_up_width = 2 * width.next_multiple_of(VECTOR);
+    let isa = Isa::of_machine();
+    let num_rows = out.len() / width.max(1);
+    let out = DisjointSlice::new(out);
+    let per_task = num_rows.div_ceil(pool.num_threads() * 4).max(1);
+    pool.for_each(num_rows.div_ceil(per_task), |task| {
+        for row in task * per_task..num_rows.min((task + 1) * per_task) {
+            // SAFETY: each row is one task's.
+            let out = unsafe { out.part(row * width..(row + 1) * width) };
+            let gate_up = &gate_up[row * gate_up_width..][..gate_up_width];
+            dispatch(isa, SiluMul { gate_up, out });
+        }
+    });
+}
+
+/// [`silu_mul`] of some gates of a row.
+pub(super) struct SiluMul<'a> {
+    /// Interleaved; at least as many as `out` is long, rounded up to a vector.
+    pub(super) gate_up: &'a [f32],
+    pub(super) out: &'a mut [f32],
+}
+
+impl Kernel for SiluMul<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, simd: S) {
+        let pairs = self.gate_up.chunks_exact(2 * VECTOR);
+        for (out, pair) in self.out.chunks_mut(VECTOR).zip(pairs) {
+            let (gate, up) = pair.split_at(VECTOR);
+            let mut gated = [0.0; VECTOR];
+            // SAFETY: all three are as long as a vector.
+            unsafe {
+                let product = simd.silu_mul(simd.load(gate.as_ptr()), simd.load(up.as_ptr()));
+                simd.store(gated.as_mut_ptr(), product);
+            }
+            out.copy_from_slice(&gated[..out.len()]);
+        }
     }
-    let power = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32) + 127;
-    p * f32::from_bits((power as u32) << 23)
 }
 
 #[cfg(test)]
@@ -286,18 +290,6 @@ mod tests {
         (0..len)
             .map(|i| ((i * 7919 + 13) % 1009) as f32 / 500.0 - 1.0)
             .collect()
-    }
-
-    #[test]
-    fn exp_is_accurate_over_its_range() {
-        let mut x = -86.9f32;
-        while x < 87.9 {
-            let expected = f64::from(x).exp();
-            let error = (f64::from(exp(x)) - expected).abs() / expected;
-            assert!(error < 3.0 * f64::from(f32::EPSILON), "exp({x}): {error:e}");
-            x += 0.0137;
-        }
-        assert!(exp(-1000.0) < 1e-37 && exp(f32::NAN).is_nan());
     }
 
     #[test]
@@ -367,18 +359,33 @@ mod tests {
     }
 
     #[test]
-    fn silu_mul_agrees_with_f64_in_parallel_too() {
-        let pool = ThreadPool::new(3);
-        for (rows, width) in [(1, 5), (300, 64)] {
-            let gate_up: Vec<f32> = numbers(rows * 2 * width).iter().map(|x| x * 20.0).collect();
-            let mut out = vec![f32::NAN; rows * width];
-            silu_mul(&pool, &gate_up, width, &mut out).unwrap();
-            for (i, out) in out.iter().enumerate() {
-                let at = i / width * 2 * width + i % width;
-                let (g, u) = (f64::from(gate_up[at]), f64::from(gate_up[at + width]));
-                let expected = g / (1.0 + (-g).exp()) * u;
-                assert!((f64::from(*out) - expected).abs() <= 1e-5 * expected.abs().max(1.0));
+    fn silu_mul_agrees_with_f64_on_every_instruction_set() {
+        for isa in Isa::all_supported() {
+            for width in [1, 5, 16, 72] {
+                let padded = 2 * usize::next_multiple_of(width, 16);
+                let mut gate_up: Vec<f32> = numbers(padded).iter().map(|x| x * 20.0).collect();
+                gate_up[0] = -500.0;
+                let mut out = vec![f32::NAN; width];
+                let (g, o) = (&gate_up, &mut out);
+                dispatch(isa, SiluMul { gate_up: g, out: o });
+                for (i, out) in out.iter().enumerate() {
+                    let at = i / 16 * 32 + i % 16;
+                    assert_eq!((gated_row(at), gated_row(at + 16)), ((true, i), (false, i)));
+                    let (g, u) = (f64::from(gate_up[at]), f64::from(gate_up[at + 16]));
+                    let expected = g / (1.0 + (-g).exp()) * u;
+                    assert!((f64::from(*out) - expected).abs() <= 1e-5 * expected.abs().max(1.0));
+                }
             }
+            let mut out = [0.0];
+            let gate_up = [f32::NAN; 32];
+            dispatch(
+                isa,
+                SiluMul {
+                    gate_up: &gate_up,
+                    out: &mut out,
+                },
+            );
+            assert!(out[0].is_nan());
         }
     }
 
@@ -386,7 +393,6 @@ mod tests {
     fn wrong_lengths_are_errors() {
         let pool = ThreadPool::new(1);
         assert!(rms_norm(&pool, &[0.0; 5], &[1.0; 2], 0.0, &mut [0.0; 5]).is_err());
-        assert!(silu_mul(&pool, &[0.0; 6], 2, &mut [0.0; 4]).is_err());
         let heads = Heads {
             offset: 0,
             num_heads: 3,

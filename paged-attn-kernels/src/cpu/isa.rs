@@ -33,6 +33,12 @@ impl Isa {
             .unwrap_or(Isa::Scalar)
     }
 
+    /// As [`detect`](Self::detect) said when it was first asked.
+    pub(crate) fn of_machine() -> Isa {
+        static ISA: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
+        *ISA.get_or_init(Isa::detect)
+    }
+
     /// Whether this machine can run it.
     pub fn is_supported(self) -> bool {
         match self {

@@ -10,9 +10,10 @@ mod pool;
 
 pub use attention::{AttendArgs, AttendBatch, AttendPlan, attend};
 pub use blocks::{copy_blocks, swap_blocks, write_kv};
-pub use elementwise::{Heads, RopeAngles, rms_norm, rms_norm_heads, rope, silu_mul};
+pub use elementwise::{Heads, RopeAngles, gated_row, rms_norm, rms_norm_heads, rope};
 pub use isa::Isa;
 pub use linear::{
-    BlockFormat, Epilogue, LinearScratch, MatrixDtype, PackedMatrix, linear, quantise_row,
+    BlockFormat, Epilogue, LinearScratch, MatrixDtype, PackedMatrix, linear, linear_silu_mul,
+    quantise_row,
 };
 pub use pool::ThreadPool;

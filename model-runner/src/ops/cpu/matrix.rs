@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use pageloom_paged_attn_kernels::cpu::{
-    BlockFormat, MatrixDtype, PackedMatrix, ThreadPool, quantise_row,
+    BlockFormat, MatrixDtype, PackedMatrix, ThreadPool, gated_row, quantise_row,
 };
 
 use super::{Quantization, WeightDtype, WeightOptions};
@@ -41,6 +41,32 @@ pub(super) fn pack(
         1 => matrices.remove(0),
         _ => PackedMatrix::stack(matrices).expect("the caller's tensors are equally wide"),
     }
+}
+
+/// Packs the matrices of gates and of what they gate as one, interleaved for the kernels.
+pub(super) fn pack_gated(
+    pool: &ThreadPool,
+    options: WeightOptions,
+    gate: Tensor<'_>,
+    up: Tensor<'_>,
+) -> PackedMatrix {
+    let packing = match (packing(options, &gate), packing(options, &up)) {
+        (of_gate, of_up) if of_gate == of_up => of_gate,
+        // One matrix is packed in one way: what the file quantises in two becomes bf16.
+        _ if gate.cols().is_multiple_of(32) => Packing::Bf16,
+        _ => Packing::Dense(MatrixDtype::F32),
+    };
+    let width = gate.rows();
+    let source = Source {
+        rows: 2 * width.next_multiple_of(16),
+        cols: gate.cols(),
+        find: |row: usize| {
+            let (is_gate, row) = gated_row(row);
+            let part = if is_gate { &gate } else { &up };
+            (row < width).then_some((part, row))
+        },
+    };
+    pack_source(pool, packing, source)
 }
 
 fn packing(options: WeightOptions, part: &Tensor<'_>) -> Packing {
@@ -86,21 +112,38 @@ fn block_format(dtype: WeightType) -> Option<BlockFormat> {
 }
 
 fn pack_alike(pool: &ThreadPool, packing: Packing, parts: &[Tensor<'_>]) -> PackedMatrix {
-    let cols = parts.first().map_or(0, Tensor::cols);
-    let shape = (parts.iter().map(Tensor::rows).sum(), cols);
-    // The tensor that has a row, and the row's number in it.
-    let find = |mut row: usize| {
-        for part in parts {
-            if row < part.rows() {
-                return (part, row);
-            }
-            row -= part.rows();
-        }
-        unreachable!("a row beyond the last tensor")
+    let source = Source {
+        rows: parts.iter().map(Tensor::rows).sum(),
+        cols: parts.first().map_or(0, Tensor::cols),
+        find: |mut row: usize| {
+            parts.iter().find_map(|part| {
+                let found = (row < part.rows()).then_some((part, row));
+                row = row.wrapping_sub(part.rows());
+                found
+            })
+        },
     };
-    let read_row = |row: usize, out: &mut [f32]| {
-        let (part, row) = find(row);
-        part.read_row(row, out);
+    pack_source(pool, packing, source)
+}
+
+/// Where the rows of a matrix come from.
+struct Source<F> {
+    rows: usize,
+    cols: usize,
+    /// The tensor that has a row, and the row's number in it; `None` for a row of zeros.
+    find: F,
+}
+
+fn pack_source<'t>(
+    pool: &ThreadPool,
+    packing: Packing,
+    source: Source<impl Fn(usize) -> Option<(&'t Tensor<'t>, usize)> + Sync>,
+) -> PackedMatrix {
+    let Source { rows, cols, find } = source;
+    let shape = (rows, cols);
+    let read_row = |row: usize, out: &mut [f32]| match find(row) {
+        Some((part, row)) => part.read_row(row, out),
+        None => out.fill(0.0),
     };
     match packing {
         Packing::Dense(dtype) => {
@@ -116,9 +159,10 @@ fn pack_alike(pool: &ThreadPool, packing: Packing, parts: &[Tensor<'_>]) -> Pack
         Packing::Bf16 => PackedMatrix::pack_bf16(pool, shape, read_row)
             .expect("widths that are no multiple of 32 are packed dense"),
         Packing::Blocks(format) => {
-            let read_row = |row: usize, out: &mut [u8]| {
-                let (part, row) = find(row);
-                out.copy_from_slice(part.raw_row(row));
+            let read_row = |row: usize, out: &mut [u8]| match find(row) {
+                Some((part, row)) => out.copy_from_slice(part.raw_row(row)),
+                // Blocks whose scale is zero.
+                None => out.fill(0),
             };
             PackedMatrix::pack_blocks(pool, shape, format, read_row)
                 .expect("a file's quantised rows are whole blocks: checked when it was opened")

@@ -20,6 +20,7 @@ pub use dense::MatrixDtype;
 pub use matrix::PackedMatrix;
 use matrix::Weights;
 
+use super::elementwise::silu_mul;
 use super::{Isa, ThreadPool, disjoint::DisjointSlice};
 use crate::KernelError;
 use crate::error::check_len;
@@ -43,6 +44,8 @@ pub struct LinearScratch {
     inputs: bf16::Inputs,
     /// One for each thread.
     bf16: Vec<bf16::Scratch>,
+    /// Gates and what they gate, where both are not consumed at once.
+    gate_up: Vec<f32>,
 }
 
 /// `out = x * w^T`, with an epilogue.
@@ -92,6 +95,65 @@ pub fn linear(
         out.first += part.rows();
     }
     Ok(())
+}
+
+/// `out = silu(x * gate^T) * (x * up^T)`, `silu(x) = x / (1 + exp(-x))`: the gated activation of
+/// LLaMA with the linear layers before it.
+///
+/// `w` has the rows of `gate` and `up` interleaved as [`gated_row`](crate::cpu::gated_row) says;
+/// `x`: `[num_rows, w.cols()]`; `out`: `[num_rows, width]`, `w.rows()` being twice the width rounded
+/// up to 16. Rounds as [`linear`] does.
+///
+/// # Errors
+/// [`KernelError::Length`] if lengths do not agree.
+///
+/// Source: Shazeer 2020.
+pub fn linear_silu_mul(
+    pool: &ThreadPool,
+    isa: Isa,
+    scratch: &mut LinearScratch,
+    x: &[f32],
+    w: &PackedMatrix,
+    out: &mut [f32],
+) -> Result<(), KernelError> {
+    let num_rows = if w.cols() == 0 { 0 } else { x.len() / w.cols() };
+    check_len("linear_silu_mul: x", num_rows * w.cols(), x.len())?;
+    let width = if num_rows == 0 {
+        0
+    } else {
+        out.len() / num_rows
+    };
+    check_len("linear_silu_mul: out", num_rows * width, out.len())?;
+    if num_rows == 0 {
+        return Ok(());
+    }
+    check_len(
+        "linear_silu_mul: w",
+        2 * width.next_multiple_of(16),
+        w.rows(),
+    )?;
+    let isa = if isa.is_supported() { isa } else { Isa::Scalar };
+    if let [Weights::Bf16(w)] = w.parts() {
+        bf16::load(&mut scratch.inputs, pool, isa, x, x.len() / num_rows);
+        scratch
+            .bf16
+            .resize_with(pool.num_threads(), Default::default);
+        let out = Output {
+            out: DisjointSlice::new(out),
+            num_rows,
+            width,
+            first: 0,
+            epilogue: Epilogue::Store,
+        };
+        bf16::run_gated(pool, isa, &mut scratch.bf16, &scratch.inputs, w, &out);
+        return Ok(());
+    }
+    let mut gate_up = std::mem::take(&mut scratch.gate_up);
+    gate_up.resize(num_rows * w.rows(), 0.0);
+    let made = linear(pool, isa, scratch, x, w, Epilogue::Store, &mut gate_up);
+    silu_mul(pool, &gate_up, width, out);
+    scratch.gate_up = gate_up;
+    made
 }
 
 fn check_shapes(

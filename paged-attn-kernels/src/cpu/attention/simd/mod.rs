@@ -123,6 +123,16 @@ pub(crate) trait Simd: Copy {
     /// Sum over the lanes, by halves: lane i with i + 8, then i + 4, i + 2, i + 1.
     fn reduce_sum(self, v: Self::F) -> f32;
 
+    /// `gate / (1 + e^-gate) * up`.
+    #[inline(always)]
+    fn silu_mul(self, gate: Self::F, up: Self::F) -> Self::F {
+        // Below -127 the quotient is as good as zero, which dividing by 2^127 makes of it.
+        let exponent = self.mul(gate, self.splat(std::f32::consts::LOG2_E));
+        let exponent = self.max(exponent, self.splat(-127.0));
+        let e = self.exp2(self.sub(self.splat(0.0), exponent));
+        self.mul(self.div(gate, self.add(self.splat(1.0), e)), up)
+    }
+
     /// 2^x within 1 ulp for x in [-126, 127], exactly 1 for 0, exactly 0 below -126.
     ///
     /// x = n + f with n whole; 2^f by a polynomial of degree 6. Flushing below the smallest
@@ -144,6 +154,18 @@ pub(crate) trait Simd: Copy {
 pub(crate) trait Kernel {
     type Output;
     fn call<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Plain code, to be compiled for an instruction set by what calls it.
+pub(crate) struct Wide<F>(pub(crate) F);
+
+impl<F: FnOnce()> Kernel for Wide<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _: S) {
+        (self.0)()
+    }
 }
 
 /// An element of a page that vectors can load.

@@ -1,12 +1,16 @@
 //! Input rows as the grouped kernels read them.
 
 use super::panel::STEP;
-use crate::cpu::ThreadPool;
+use crate::cpu::attention::simd::{Kernel, Simd, dispatch};
 use crate::cpu::disjoint::DisjointSlice;
 use crate::cpu::linear::storage::Lines;
+use crate::cpu::{Isa, ThreadPool};
 
 /// Rows of a tile of inputs.
 pub(super) const TILE_ROWS: usize = 16;
+
+/// Below this many elements a parallel region costs more than it saves.
+const MIN_PARALLEL: usize = 8192;
 
 /// Elements of a tile's step.
 pub(super) const TILE_STEP: usize = TILE_ROWS * STEP;
@@ -21,7 +25,7 @@ pub(in super::super) struct Inputs {
 }
 
 /// How an input is kept.
-pub(super) trait Value: bytemuck::Pod + Send {
+pub(super) trait Value: bytemuck::Pod + Send + Sync {
     fn from_bf16(bits: u16) -> Self;
 }
 
@@ -44,33 +48,31 @@ impl Value for f32 {
 
 impl Inputs {
     /// Rounds rows, `cols` long each; `cols` is a multiple of [`STEP`].
-    pub(super) fn load<T: Value>(&mut self, pool: &ThreadPool, x: &[f32], cols: usize) {
+    pub(super) fn load<T: Value>(&mut self, pool: &ThreadPool, isa: Isa, x: &[f32], cols: usize) {
         let num_rows = x.len() / cols;
         let num_tiles = num_rows.div_ceil(TILE_ROWS);
         self.num_steps = cols / STEP;
-        let num_steps = self.num_steps;
-        let len = num_tiles * num_steps * TILE_STEP;
+        let len = num_tiles * self.num_steps * TILE_STEP;
         self.values.resize(len * size_of::<T>());
-        let values = DisjointSlice::new(self.values.as_mut_slice::<T>());
-        // One row is sooner done than shared out.
-        let per_task = if num_rows < 4 { num_rows } else { 1 };
-        pool.for_each(num_rows.div_ceil(per_task.max(1)), |task| {
-            for row in task * per_task..num_rows.min((task + 1) * per_task) {
-                let (tile, r) = (row / TILE_ROWS, row % TILE_ROWS);
-                for (step, x) in x[row * cols..][..cols]
-                    .as_chunks::<STEP>()
-                    .0
-                    .iter()
-                    .enumerate()
-                {
-                    let start = (tile * num_steps + step) * TILE_STEP + r * STEP;
-                    // SAFETY: each row has its own elements and is one task's alone.
-                    let out = unsafe { values.part(start..start + STEP) };
-                    for (x, out) in x.iter().zip(out) {
-                        *out = T::from_bf16(round(*x));
-                    }
-                }
-            }
+        let values = DisjointSlice::new(&mut self.values.as_mut_slice::<T>()[..len]);
+        // A few rows are sooner done than shared out.
+        let num_tasks = if x.len() < MIN_PARALLEL {
+            1
+        } else {
+            pool.num_threads() * 4
+        };
+        let per_task = num_rows.div_ceil(num_tasks);
+        pool.for_each(num_rows.div_ceil(per_task), |task| {
+            let rows = task * per_task..num_rows.min((task + 1) * per_task);
+            dispatch(
+                isa,
+                Round {
+                    rows,
+                    x,
+                    cols,
+                    out: &values,
+                },
+            );
         });
     }
 
@@ -78,6 +80,37 @@ impl Inputs {
     pub(super) fn tile<T: Value>(&self, tile: usize) -> &[T] {
         let len = self.num_steps * TILE_STEP;
         &self.values.as_slice()[tile * len..(tile + 1) * len]
+    }
+}
+
+/// Rounds some rows.
+struct Round<'a, T> {
+    rows: std::ops::Range<usize>,
+    /// `[row][cols]`.
+    x: &'a [f32],
+    cols: usize,
+    /// `[tile][step][TILE_ROWS][STEP]`; these rows are touched by nobody else.
+    out: &'a DisjointSlice<'a, T>,
+}
+
+impl<T: Value> Kernel for Round<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _: S) {
+        let num_steps = self.cols / STEP;
+        for row in self.rows {
+            let (tile, r) = (row / TILE_ROWS, row % TILE_ROWS);
+            let x = self.x[row * self.cols..][..self.cols].as_chunks::<STEP>().0;
+            for (step, x) in x.iter().enumerate() {
+                let start = (tile * num_steps + step) * TILE_STEP + r * STEP;
+                // SAFETY: a row has its own elements.
+                let out = unsafe { self.out.part(start..start + STEP) };
+                for (x, out) in x.iter().zip(out) {
+                    *out = T::from_bf16(round(*x));
+                }
+            }
+        }
     }
 }
 

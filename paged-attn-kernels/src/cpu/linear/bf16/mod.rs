@@ -47,7 +47,7 @@ pub use quantise::quantise_row;
 
 use super::storage::{Lines, Storage};
 use super::{Isa, Output, ThreadPool};
-use crate::cpu::attention::simd::dispatch;
+use crate::cpu::attention::simd::{Kernel, Simd, dispatch};
 use crate::cpu::disjoint::DisjointSlice;
 
 /// Rows whose inputs stay in the second cache level while panels pass by.
@@ -176,8 +176,8 @@ impl Path {
 /// Rounds the rows of `x` for [`run`].
 pub(super) fn load(inputs: &mut Inputs, pool: &ThreadPool, isa: Isa, x: &[f32], cols: usize) {
     match Path::of(isa, x.len() / cols) {
-        Path::Tiles => inputs.load::<u16>(pool, x, cols),
-        Path::Direct | Path::Decoded => inputs.load::<f32>(pool, x, cols),
+        Path::Tiles => inputs.load::<u16>(pool, isa, x, cols),
+        Path::Direct | Path::Decoded => inputs.load::<f32>(pool, isa, x, cols),
     }
 }
 
@@ -199,49 +199,97 @@ pub(super) fn run(
     w: &Bf16Matrix,
     out: &Output<'_>,
 ) {
-    let num_blocks = out.num_rows.div_ceil(BLOCK_ROWS);
-    let num_pairs = w.num_panels().div_ceil(2);
-    // About 16 tasks a thread: dynamic enough to even out noise, coarse enough to be cheap.
-    let per_task = (num_pairs * num_blocks).div_ceil(pool.num_threads() * 16);
-    let tasks_per_block = num_pairs.div_ceil(per_task);
-    let scratch = DisjointSlice::new(scratch);
-    pool.for_each_with_worker(num_blocks * tasks_per_block, |worker, task| {
-        // SAFETY: no two tasks run at once with the same worker.
-        let scratch = unsafe { &mut scratch.part(worker..worker + 1)[0] };
-        let first_row = task / tasks_per_block * BLOCK_ROWS;
-        let first_pair = task % tasks_per_block * per_task;
-        let product = Product {
-            isa,
-            inputs,
-            w,
-            out,
-            rows: first_row..out.num_rows.min(first_row + BLOCK_ROWS),
-        };
-        let panels = 2 * first_pair..w.num_panels().min(2 * (first_pair + per_task));
-        match Path::of(isa, out.num_rows) {
-            Path::Direct => product.direct(panels),
-            Path::Decoded => product.decoded(panels, scratch),
-            #[cfg(target_arch = "x86_64")]
-            Path::Tiles => product.tiles(panels, scratch),
-            #[cfg(not(target_arch = "x86_64"))]
-            Path::Tiles => product.decoded(panels, scratch),
-        }
-    });
+    let finish = Finish::Store;
+    let rows = 0..out.num_rows;
+    let product = Product {
+        isa,
+        inputs,
+        w,
+        out,
+        finish,
+        rows,
+    };
+    product.run(pool, scratch);
+}
+
+/// The same with interleaved gates, whose products are gated before they are stored.
+pub(super) fn run_gated(
+    pool: &ThreadPool,
+    isa: Isa,
+    scratch: &mut [Scratch],
+    inputs: &Inputs,
+    w: &Bf16Matrix,
+    out: &Output<'_>,
+) {
+    let finish = Finish::SiluMul;
+    let rows = 0..out.num_rows;
+    let product = Product {
+        isa,
+        inputs,
+        w,
+        out,
+        finish,
+        rows,
+    };
+    product.run(pool, scratch);
+}
+
+/// What becomes of the sums of a pair of panels.
+#[derive(Clone, Copy)]
+enum Finish {
+    /// They are stored.
+    Store,
+    /// The first panel's gate the second's.
+    SiluMul,
 }
 
 /// A block of rows times panels of a matrix.
+#[derive(Clone)]
 struct Product<'a> {
     isa: Isa,
     inputs: &'a Inputs,
     w: &'a Bf16Matrix,
     out: &'a Output<'a>,
+    finish: Finish,
     rows: Range<usize>,
 }
 
 impl Product<'_> {
-    fn direct(&self, panels: Range<usize>) {
-        for panel in panels {
-            let mut sums = [[0.0; LANES]; rows::MAX_DIRECT_ROWS];
+    /// All rows times all panels, in parallel.
+    fn run(&self, pool: &ThreadPool, scratch: &mut [Scratch]) {
+        let num_rows = self.out.num_rows;
+        let num_blocks = num_rows.div_ceil(BLOCK_ROWS);
+        let num_panels = self.w.num_panels();
+        let num_pairs = num_panels.div_ceil(2);
+        // About 16 tasks a thread: dynamic enough to even out noise, coarse enough to be cheap.
+        let per_task = (num_pairs * num_blocks).div_ceil(pool.num_threads() * 16);
+        let tasks_per_block = num_pairs.div_ceil(per_task);
+        let scratch = DisjointSlice::new(scratch);
+        pool.for_each_with_worker(num_blocks * tasks_per_block, |worker, task| {
+            // SAFETY: no two tasks run at once with the same worker.
+            let scratch = unsafe { &mut scratch.part(worker..worker + 1)[0] };
+            let first_row = task / tasks_per_block * BLOCK_ROWS;
+            let first_pair = task % tasks_per_block * per_task;
+            let block = Product {
+                rows: first_row..num_rows.min(first_row + BLOCK_ROWS),
+                ..self.clone()
+            };
+            let pairs = first_pair..num_pairs.min(first_pair + per_task);
+            let pairs = pairs.map(|pair| 2 * pair..num_panels.min(2 * pair + 2));
+            match Path::of(self.isa, num_rows) {
+                Path::Direct => pairs.for_each(|pair| block.direct(pair, scratch)),
+                Path::Decoded => pairs.for_each(|pair| block.decoded(pair, scratch)),
+                #[cfg(target_arch = "x86_64")]
+                Path::Tiles => block.tiles(pairs, scratch),
+                #[cfg(not(target_arch = "x86_64"))]
+                Path::Tiles => pairs.for_each(|pair| block.decoded(pair, scratch)),
+            }
+        });
+    }
+
+    fn direct(&self, pair: Range<usize>, scratch: &mut Scratch) {
+        self.clear_sums(scratch);
+        for (panel, sums) in pair.clone().zip(&mut scratch.sums) {
             let kernel = rows::Direct {
                 layout: &self.w.layout,
                 panel: self.w.panel(panel),
@@ -249,28 +297,25 @@ impl Product<'_> {
                 sums: &mut sums[..self.rows.len()],
             };
             dispatch(self.isa, kernel);
-            self.store(panel, &sums);
         }
+        self.finish(pair, scratch);
     }
 
-    fn decoded(&self, panels: Range<usize>, scratch: &mut Scratch) {
-        for panel in panels {
-            scratch.sums.clear();
-            scratch
-                .sums
-                .resize(self.num_tiles(), [[0.0; LANES]; TILE_ROWS]);
+    fn decoded(&self, pair: Range<usize>, scratch: &mut Scratch) {
+        self.clear_sums(scratch);
+        let num_tiles = self.num_tiles();
+        for (panel, sums) in pair.clone().zip(scratch.sums.chunks_exact_mut(num_tiles)) {
             for steps in self.chunks(CHUNK_STEPS / 2) {
                 let len = steps.len() * STEP * LANES;
                 scratch.weights.resize(len * size_of::<f32>());
-                let weights = &mut scratch.weights.as_mut_slice()[..len];
                 let decode = rows::Decode {
                     layout: &self.w.layout,
                     panel: self.w.panel(panel),
                     first_step: steps.start,
-                    weights,
+                    weights: &mut scratch.weights.as_mut_slice()[..len],
                 };
                 dispatch(self.isa, decode);
-                for (tile, sums) in (self.rows.start / TILE_ROWS..).zip(&mut scratch.sums) {
+                for (tile, sums) in (self.rows.start / TILE_ROWS..).zip(&mut *sums) {
                     let num_rows = TILE_ROWS.min(self.rows.end - tile * TILE_ROWS);
                     let kernel = rows::Decoded {
                         weights: &scratch.weights.as_slice()[..len],
@@ -280,29 +325,30 @@ impl Product<'_> {
                     dispatch(self.isa, kernel);
                 }
             }
-            self.store(panel, scratch.sums.as_flattened());
         }
+        self.finish(pair, scratch);
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn tiles(&self, panels: Range<usize>, scratch: &mut Scratch) {
+    fn tiles(&self, pairs: impl Iterator<Item = Range<usize>>, scratch: &mut Scratch) {
         // SAFETY: `linear` keeps an instruction set only if the machine supports it.
         let session = unsafe { amx::Session::new(self.rows.len()) };
-        let num_tiles = self.num_tiles();
-        for first in panels.clone().step_by(2) {
-            let pair = first..panels.end.min(first + 2);
-            scratch.sums.clear();
-            scratch
-                .sums
-                .resize(2 * num_tiles, [[0.0; LANES]; TILE_ROWS]);
+        for pair in pairs {
+            self.clear_sums(scratch);
             for steps in self.chunks(CHUNK_STEPS) {
                 self.widen_pair(pair.clone(), &steps, scratch);
                 self.multiply_pair(&session, pair.len(), &steps, scratch);
             }
-            for (panel, sums) in pair.zip(scratch.sums.chunks_exact(num_tiles)) {
-                self.store(panel, sums.as_flattened());
-            }
+            self.finish(pair, scratch);
         }
+    }
+
+    /// Zeros for the sums of two panels.
+    fn clear_sums(&self, scratch: &mut Scratch) {
+        scratch.sums.clear();
+        scratch
+            .sums
+            .resize(2 * self.num_tiles(), [[0.0; LANES]; TILE_ROWS]);
     }
 
     /// Widens some steps of one or two panels, one after the other.
@@ -362,6 +408,29 @@ impl Product<'_> {
             .map(move |start| start..num_steps.min(start + len))
     }
 
+    /// Stores what becomes of a pair's sums, `[panel][row][LANES]`.
+    fn finish(&self, pair: Range<usize>, scratch: &Scratch) {
+        let (left, right) = scratch.sums.split_at(self.num_tiles());
+        match self.finish {
+            Finish::Store => {
+                for (panel, sums) in pair.zip([left, right]) {
+                    self.store(panel, sums.as_flattened());
+                }
+            }
+            Finish::SiluMul => {
+                let rows = left.as_flattened().iter().zip(right.as_flattened());
+                let start = pair.start / 2 * LANES;
+                let kernel = Gate {
+                    rows: self.rows.clone().zip(rows),
+                    start,
+                    lanes: LANES.min(self.out.width - start),
+                    out: self.out,
+                };
+                dispatch(self.isa, kernel);
+            }
+        }
+    }
+
     /// Stores a panel's sums, `[row][LANES]`.
     fn store(&self, panel: usize, sums: &[[f32; LANES]]) {
         let start = panel * LANES;
@@ -371,6 +440,37 @@ impl Product<'_> {
                 // Of constant length, which spares a call for each.
                 LANES => self.out.store(row, start, &sums[..LANES]),
                 lanes => self.out.store(row, start, &sums[..lanes]),
+            }
+        }
+    }
+}
+
+/// Gates the sums of rows and stores them.
+struct Gate<'a, I> {
+    /// A row's number, its gates and what they gate.
+    rows: I,
+    /// The first output.
+    start: usize,
+    lanes: usize,
+    out: &'a Output<'a>,
+}
+
+impl<'s, I: Iterator<Item = (usize, (&'s [f32; LANES], &'s [f32; LANES]))>> Kernel for Gate<'_, I> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, simd: S) {
+        for (row, (gate, up)) in self.rows {
+            let mut gated = [0.0; LANES];
+            // SAFETY: all three are as long as a vector.
+            unsafe {
+                let product = simd.silu_mul(simd.load(gate.as_ptr()), simd.load(up.as_ptr()));
+                simd.store(gated.as_mut_ptr(), product);
+            }
+            match self.lanes {
+                // Of constant length, which spares a call for each.
+                LANES => self.out.store(row, self.start, &gated[..LANES]),
+                lanes => self.out.store(row, self.start, &gated[..lanes]),
             }
         }
     }
