@@ -20,6 +20,10 @@ use crate::memory_plan::{MemoryPlan, MemoryRequest, check_swap_space};
 use crate::model::{self, ModelSource};
 use crate::shared_prefix;
 
+/// Most tokens computed in a step on the CPU: larger steps' activations leave the second cache
+/// level, and a prompt is then computed more slowly (benches/RESULTS.md).
+const CPU_BATCHED_TOKENS: usize = 512;
+
 /// What the commands set that is no shared flag.
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
@@ -239,7 +243,7 @@ fn engine_config(cache: &CacheOptions, options: &EngineOptions) -> anyhow::Resul
         max_num_seqs,
         max_num_batched_tokens: cache
             .max_num_batched_tokens
-            .unwrap_or(default.max_num_batched_tokens.max(max_num_seqs)),
+            .unwrap_or(CPU_BATCHED_TOKENS.max(max_num_seqs)),
         long_prefill_token_threshold: cache.long_prefill_token_threshold,
         max_num_queued_requests: options
             .max_num_queued_reqs

@@ -80,7 +80,7 @@ pub struct CacheOptions {
     /// Most sequences computed at once [default: 256]
     #[arg(long)]
     pub max_num_seqs: Option<usize>,
-    /// Most tokens computed in a step [default: 2048, or --max-num-seqs if that is more]
+    /// Most tokens computed in a step [default: 512, or --max-num-seqs if that is more]
     #[arg(long)]
     pub max_num_batched_tokens: Option<usize>,
     /// Most tokens of one prompt computed in a step, so that running streams keep their rhythm; 0
