@@ -1,4 +1,5 @@
 use super::*;
+use crate::cpu::gated_row;
 
 /// Numbers in -1..1 that look random, from a small linear congruential generator.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
@@ -186,4 +187,69 @@ fn an_error_while_packing_is_passed_on() {
         if row == 57 { Err(row) } else { Ok(()) }
     });
     assert_eq!(packed.err(), Some(57));
+}
+
+/// Gates and what they gate, interleaved for the kernels, of weights that `pack` keeps.
+fn gated(
+    width: usize,
+    cols: usize,
+    pack: impl Fn((usize, usize), &[f32]) -> PackedMatrix,
+) -> PackedMatrix {
+    let rows = 2 * width.next_multiple_of(16);
+    let mut values = numbers(3, rows * cols);
+    for (row, values) in values.chunks_exact_mut(cols).enumerate() {
+        if gated_row(row).1 >= width {
+            values.fill(0.0);
+        }
+    }
+    pack((rows, cols), &values)
+}
+
+#[test]
+fn gating_at_once_equals_gating_afterwards() {
+    let pool = ThreadPool::new(3);
+    let cols = 96;
+    let dense = |shape, values: &[f32]| {
+        PackedMatrix::pack(&pool, shape, MatrixDtype::F32, |row, out| {
+            out.copy_from_slice(&values[row * cols..(row + 1) * cols]);
+            Ok::<(), ()>(())
+        })
+        .unwrap()
+    };
+    let quantised = |shape, values: &[f32]| {
+        PackedMatrix::pack_blocks(&pool, shape, BlockFormat::Q8_0, |row, out| {
+            quantise_row(
+                BlockFormat::Q8_0,
+                &values[row * cols..(row + 1) * cols],
+                out,
+            );
+        })
+        .unwrap()
+    };
+    for width in [1, 16, 40, 72] {
+        for w in [gated(width, cols, dense), gated(width, cols, quantised)] {
+            for m in [1, 2, 5, 17, 40] {
+                let x = numbers(m as u64, m * cols);
+                for isa in Isa::all_supported() {
+                    let gate_up = product(&pool, isa, &x, &w, Epilogue::Store);
+                    let mut expected = vec![f32::NAN; m * width];
+                    silu_mul(&pool, &gate_up, width, &mut expected);
+                    let mut found = vec![f32::NAN; m * width];
+                    let mut scratch = LinearScratch::default();
+                    linear_silu_mul(&pool, isa, &mut scratch, &x, &w, &mut found).unwrap();
+                    if isa == Isa::Scalar {
+                        // Gated with the machine's instructions where they are not gated at once.
+                        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+                        assert!(found.iter().zip(&expected).all(close));
+                    } else {
+                        assert_eq!(found, expected, "{isa:?} {width} {m}");
+                    }
+                }
+            }
+            let mut short = vec![0.0; 2 * width + 1];
+            let x = numbers(1, 2 * cols);
+            let mut scratch = LinearScratch::default();
+            assert!(linear_silu_mul(&pool, Isa::Scalar, &mut scratch, &x, &w, &mut short).is_err());
+        }
+    }
 }

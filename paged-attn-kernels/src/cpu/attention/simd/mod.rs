@@ -242,6 +242,62 @@ mod tests {
         y
     }
 
+    /// What the operations on words and bytes give, as bits.
+    struct Words<'a>(&'a [u32; LANES]);
+
+    impl Kernel for Words<'_> {
+        type Output = Vec<u32>;
+
+        #[inline(always)]
+        fn call<S: Simd>(self, simd: S) -> Vec<u32> {
+            let bytes: [u8; 2 * LANES] =
+                std::array::from_fn(|i| (self.0[i / 2] >> (8 * (i % 2))) as u8);
+            let first: &[u8; LANES] = bytes.first_chunk().unwrap();
+            let mut bits = Vec::new();
+            // SAFETY: both arrays are as long as what is loaded and stored.
+            unsafe {
+                let words = simd.load_words(self.0.as_ptr());
+                let [low, high] = simd.halves(words);
+                for v in [
+                    simd.low_bits::<1>(words),
+                    simd.low_bits::<2>(words),
+                    simd.low_bits::<4>(words),
+                    simd.low_bits::<8>(simd.shift_right::<8>(words)),
+                    low,
+                    high,
+                    simd.truncate_to_bf16(simd.add(high, low)),
+                    simd.widen_u8(first),
+                    simd.widen_i8(first),
+                    simd.widen_halves(&bytes),
+                    simd.fused(low, high, high),
+                ] {
+                    let mut out = [0.0f32; LANES];
+                    simd.store(out.as_mut_ptr(), v);
+                    bits.extend(out.map(f32::to_bits));
+                }
+                let mut pairs = [0u16; 2 * LANES];
+                simd.store_pairs(pairs.as_mut_ptr(), low, high);
+                bits.extend(pairs.map(u32::from));
+            }
+            bits
+        }
+    }
+
+    #[test]
+    fn words_and_bytes_are_read_alike_by_every_instruction_set() {
+        // Halves that are normal numbers, as bf16 and as f16.
+        let half = |i: usize| 0x3c00 + (i * 0x2f) as u32 % 0x300;
+        let words: [u32; LANES] = std::array::from_fn(|i| half(i) | (half(i + 40) | 0x8000) << 16);
+        let expected = dispatch(Isa::Scalar, Words(&words));
+        assert_eq!(expected[2 * LANES + 1], ((words[1] & 15) as f32).to_bits());
+        assert_eq!(expected[5 * LANES + 1], words[1] & 0xffff_0000);
+        let pairs = &expected[11 * LANES..];
+        assert_eq!((pairs[2], pairs[3]), (words[1] & 0xffff, words[1] >> 16));
+        for isa in Isa::all_supported() {
+            assert_eq!(dispatch(isa, Words(&words)), expected, "{isa:?}");
+        }
+    }
+
     #[test]
     fn exp2_is_within_two_ulp_everywhere() {
         for isa in Isa::all_supported() {
