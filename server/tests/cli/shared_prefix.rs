@@ -1,6 +1,7 @@
 //! `--shared-prefix` and `--step-log`.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -15,6 +16,29 @@ fn body(answer: &str) -> Value {
 fn cached_tokens(answer: &Value) -> u64 {
     let details = &answer["usage"]["prompt_tokens_details"];
     details["cached_tokens"].as_u64().expect("a number")
+}
+
+/// Waits until both prefixes are computed, and says how many blocks they take. The server takes
+/// requests before that.
+fn once_resident(server: &Server) -> f64 {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let metrics = server.answer("GET", "/metrics", "");
+        let value = |name: &str| -> f64 {
+            let line = metrics.lines().find(|line| line.starts_with(name));
+            let (_, value) = line.expect(name).rsplit_once(' ').unwrap();
+            value.parse().unwrap()
+        };
+        let (resident, running, waiting) = (
+            value("pageloom:resident_blocks{"),
+            value("vllm:num_requests_running{"),
+            value("vllm:num_requests_waiting{"),
+        );
+        if resident >= 2.0 && running + waiting == 0.0 {
+            return resident;
+        }
+        assert!(Instant::now() < deadline, "{metrics}");
+    }
 }
 
 #[test]
@@ -38,6 +62,7 @@ fn prompts_and_chats_that_begin_with_a_shared_prefix_find_it() {
         "{}",
         server.banner
     );
+    let num_resident = once_resident(&server);
     let request = json!({"prompt": format!("{text}And then"), "max_tokens": 4});
     let answer = body(&server.answer("POST", "/v1/completions", &request.to_string()));
     assert!(cached_tokens(&answer) >= 16, "{answer}");
@@ -47,18 +72,6 @@ fn prompts_and_chats_that_begin_with_a_shared_prefix_find_it() {
     });
     let answer = body(&server.answer("POST", "/v1/chat/completions", &chat.to_string()));
     assert!(cached_tokens(&answer) >= 16, "{answer}");
-    let metrics = server.answer("GET", "/metrics", "");
-    let resident = metrics
-        .lines()
-        .find(|line| line.starts_with("pageloom:resident_blocks{"));
-    let num_resident: f64 = resident
-        .unwrap()
-        .rsplit(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert!(num_resident >= 2.0, "{metrics}");
 
     server.signal("TERM");
     assert!(server.child.wait().unwrap().success());
