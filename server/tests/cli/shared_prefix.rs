@@ -18,27 +18,13 @@ fn cached_tokens(answer: &Value) -> u64 {
     details["cached_tokens"].as_u64().expect("a number")
 }
 
-/// Waits until both prefixes are computed, and says how many blocks they take. The server takes
-/// requests before that.
-fn once_resident(server: &Server) -> f64 {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let metrics = server.answer("GET", "/metrics", "");
-        let value = |name: &str| -> f64 {
-            let line = metrics.lines().find(|line| line.starts_with(name));
-            let (_, value) = line.expect(name).rsplit_once(' ').unwrap();
-            value.parse().unwrap()
-        };
-        let (resident, running, waiting) = (
-            value("pageloom:resident_blocks{"),
-            value("vllm:num_requests_running{"),
-            value("vllm:num_requests_waiting{"),
-        );
-        if resident >= 2.0 && running + waiting == 0.0 {
-            return resident;
-        }
-        assert!(Instant::now() < deadline, "{metrics}");
-    }
+/// Blocks of the shared prefixes that are computed.
+fn num_resident_blocks(server: &Server) -> f64 {
+    let metrics = server.answer("GET", "/metrics", "");
+    let mut lines = metrics.lines();
+    let resident = lines.find(|line| line.starts_with("pageloom:resident_blocks{"));
+    let (_, value) = resident.expect("a gauge").rsplit_once(' ').unwrap();
+    value.parse().unwrap()
 }
 
 #[test]
@@ -62,7 +48,11 @@ fn prompts_and_chats_that_begin_with_a_shared_prefix_find_it() {
         "{}",
         server.banner
     );
-    let num_resident = once_resident(&server);
+    // Requests are taken before the prefixes are computed.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while num_resident_blocks(&server) < 2.0 {
+        assert!(Instant::now() < deadline, "prefixes are not computed");
+    }
     let request = json!({"prompt": format!("{text}And then"), "max_tokens": 4});
     let answer = body(&server.answer("POST", "/v1/completions", &request.to_string()));
     assert!(cached_tokens(&answer) >= 16, "{answer}");
@@ -72,6 +62,7 @@ fn prompts_and_chats_that_begin_with_a_shared_prefix_find_it() {
     });
     let answer = body(&server.answer("POST", "/v1/chat/completions", &chat.to_string()));
     assert!(cached_tokens(&answer) >= 16, "{answer}");
+    let num_resident = num_resident_blocks(&server);
 
     server.signal("TERM");
     assert!(server.child.wait().unwrap().success());
