@@ -124,7 +124,13 @@ fn tokens_are_those_without_it_over_a_model() {
 #[test]
 #[ignore = "needs the real model: set PAGELOOM_REAL_MODEL to SmolLM2-135M-Instruct.Q4_1.gguf"]
 fn tokens_are_those_without_it_over_the_real_model() {
-    check_everywhere(real_engine);
+    let expected = alone_each(real_engine);
+    let others = &sixteen_others()[..4];
+    let check = |config: &EngineConfig, min| check(real_engine, (&expected, others), config, min);
+    let [oracle, ngrams] = check(&EngineConfig::default(), 0);
+    assert!(oracle.num_accepted_tokens > 100, "{oracle:?}");
+    assert!(ngrams.num_accepted_tokens > 0, "{ngrams:?}");
+    check(&crowded(16, PreemptionMode::Swap), 5);
 }
 
 fn with_oracle(mut engine: Engine, request: &Request, expected: &Transcript) -> Engine {

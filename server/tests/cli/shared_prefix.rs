@@ -1,6 +1,7 @@
 //! `--shared-prefix` and `--step-log`.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -15,6 +16,15 @@ fn body(answer: &str) -> Value {
 fn cached_tokens(answer: &Value) -> u64 {
     let details = &answer["usage"]["prompt_tokens_details"];
     details["cached_tokens"].as_u64().expect("a number")
+}
+
+/// Blocks of the shared prefixes that are computed.
+fn num_resident_blocks(server: &Server) -> f64 {
+    let metrics = server.answer("GET", "/metrics", "");
+    let mut lines = metrics.lines();
+    let resident = lines.find(|line| line.starts_with("pageloom:resident_blocks{"));
+    let (_, value) = resident.expect("a gauge").rsplit_once(' ').unwrap();
+    value.parse().unwrap()
 }
 
 #[test]
@@ -38,6 +48,11 @@ fn prompts_and_chats_that_begin_with_a_shared_prefix_find_it() {
         "{}",
         server.banner
     );
+    // Requests are taken before the prefixes are computed.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while num_resident_blocks(&server) < 2.0 {
+        assert!(Instant::now() < deadline, "prefixes are not computed");
+    }
     let request = json!({"prompt": format!("{text}And then"), "max_tokens": 4});
     let answer = body(&server.answer("POST", "/v1/completions", &request.to_string()));
     assert!(cached_tokens(&answer) >= 16, "{answer}");
@@ -47,18 +62,7 @@ fn prompts_and_chats_that_begin_with_a_shared_prefix_find_it() {
     });
     let answer = body(&server.answer("POST", "/v1/chat/completions", &chat.to_string()));
     assert!(cached_tokens(&answer) >= 16, "{answer}");
-    let metrics = server.answer("GET", "/metrics", "");
-    let resident = metrics
-        .lines()
-        .find(|line| line.starts_with("pageloom:resident_blocks{"));
-    let num_resident: f64 = resident
-        .unwrap()
-        .rsplit(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert!(num_resident >= 2.0, "{metrics}");
+    let num_resident = num_resident_blocks(&server);
 
     server.signal("TERM");
     assert!(server.child.wait().unwrap().success());

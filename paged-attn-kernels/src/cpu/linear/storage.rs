@@ -22,14 +22,9 @@ pub(super) enum Storage {
 impl Storage {
     /// `num_bytes` zeros.
     pub(super) fn zeroed(num_bytes: usize) -> Self {
-        match MmapMut::map_anon(num_bytes) {
-            Ok(map) => {
-                // A wish: without huge pages everything works, slower.
-                #[cfg(target_os = "linux")]
-                let _ = map.advise(memmap2::Advice::HugePage);
-                Storage::Mapped(map)
-            }
-            Err(_) => Storage::Heap(bytemuck::zeroed_vec(num_bytes.div_ceil(size_of::<Line>()))),
+        match map(num_bytes) {
+            Some(map) => Storage::Mapped(map),
+            None => Storage::Heap(bytemuck::zeroed_vec(num_bytes.div_ceil(size_of::<Line>()))),
         }
     }
 
@@ -46,6 +41,22 @@ impl Storage {
             Storage::Heap(lines) => bytemuck::cast_slice_mut(lines),
         }
     }
+}
+
+/// A mapping of zeros, in huge pages if the system has them.
+#[cfg(not(miri))]
+fn map(num_bytes: usize) -> Option<MmapMut> {
+    let map = MmapMut::map_anon(num_bytes).ok()?;
+    // A wish: without huge pages everything works, slower.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Some(map)
+}
+
+/// Miri knows no advice about mappings.
+#[cfg(miri)]
+fn map(_num_bytes: usize) -> Option<MmapMut> {
+    None
 }
 
 /// A buffer that starts at a cache line and grows as needed.

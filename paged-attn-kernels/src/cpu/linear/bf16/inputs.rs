@@ -30,7 +30,6 @@ pub(super) trait Value: bytemuck::Pod + Send + Sync {
 }
 
 /// As it is, for the matrix unit.
-
 impl Value for u16 {
     #[inline(always)]
     fn from_bf16(bits: u16) -> u16 {

@@ -109,23 +109,27 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 /// Shapes off every panel, step and tile: `(rows, cols in blocks, batch)`.
-const SHAPES: [(usize, usize, usize); 8] = [
-    (1, 1, 1),
-    (15, 3, 2),
-    (16, 2, 3),
-    (17, 1, 5),
-    (40, 25, 9),
-    (33, 2, 17),
-    (70, 3, 31),
-    (16, 1, 300),
-];
+const SHAPES: &[(usize, usize, usize)] = if cfg!(miri) {
+    &[(1, 1, 1), (17, 1, 2), (2, 1, 5)]
+} else {
+    &[
+        (1, 1, 1),
+        (15, 3, 2),
+        (16, 2, 3),
+        (17, 1, 5),
+        (40, 25, 9),
+        (33, 2, 17),
+        (70, 3, 31),
+        (16, 1, 300),
+    ]
+};
 
 #[test]
 fn every_back_end_computes_the_definition_bit_for_bit() {
     let pool = ThreadPool::new(3);
     let mut random = Random(1);
     for format in BlockFormat::ALL {
-        for (rows, num_blocks, batch) in SHAPES {
+        for &(rows, num_blocks, batch) in SHAPES {
             let cols = num_blocks * format.block_len();
             let blocks = random.blocks(format, rows * cols);
             let row_bytes = blocks.len() / rows;
@@ -157,10 +161,14 @@ fn a_row_does_not_depend_on_its_batch() {
     let mut random = Random(2);
     for isa in Isa::all_supported() {
         for format in [BlockFormat::Q4_1, BlockFormat::Q8_0, BlockFormat::Q6K] {
-            let (rows, cols) = (48, 512);
+            let (rows, cols, batch) = if cfg!(miri) {
+                (3, format.block_len(), 6)
+            } else {
+                (48, 512, 70)
+            };
             let blocks = random.blocks(format, rows * cols);
             let w = matrix(&pool, format, cols, &blocks);
-            let x = random.inputs(70 * cols);
+            let x = random.inputs(batch * cols);
             let together = product(&pool, isa, &x, &w);
             for (x, together) in x.chunks_exact(cols).zip(together.chunks_exact(rows)) {
                 assert_eq!(bits(&product(&pool, isa, x, &w)), bits(together));
@@ -174,7 +182,11 @@ fn no_more_is_lost_than_the_rounding_of_inputs_and_weights() {
     let pool = ThreadPool::new(2);
     let mut random = Random(3);
     for format in BlockFormat::ALL {
-        let (rows, cols, batch) = (16, 768, 4);
+        let (rows, cols, batch) = if cfg!(miri) {
+            (1, 256, 2)
+        } else {
+            (16, 768, 4)
+        };
         let blocks = random.blocks(format, rows * cols);
         let w = matrix(&pool, format, cols, &blocks);
         let x = random.inputs(batch * cols);
@@ -258,7 +270,12 @@ fn stacked_parts_of_different_formats_come_in_order() {
 fn bf16_weights_are_multiplied_as_they_are() {
     let pool = ThreadPool::new(2);
     let mut random = Random(7);
-    for (rows, cols, batch) in [(1, 32, 1), (40, 96, 3), (17, 640, 21), (64, 1600, 70)] {
+    let shapes: &[(usize, usize, usize)] = if cfg!(miri) {
+        &[(1, 32, 1), (17, 96, 3), (2, 32, 17)]
+    } else {
+        &[(1, 32, 1), (40, 96, 3), (17, 640, 21), (64, 1600, 70)]
+    };
+    for &(rows, cols, batch) in shapes {
         let numbers = random.inputs(rows * cols);
         let w = PackedMatrix::pack_bf16(&pool, (rows, cols), |row, out| {
             out.copy_from_slice(&numbers[row * cols..(row + 1) * cols]);
