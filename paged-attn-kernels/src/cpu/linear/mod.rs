@@ -118,11 +118,7 @@ pub fn linear_silu_mul(
 ) -> Result<(), KernelError> {
     let num_rows = if w.cols() == 0 { 0 } else { x.len() / w.cols() };
     check_len("linear_silu_mul: x", num_rows * w.cols(), x.len())?;
-    let width = if num_rows == 0 {
-        0
-    } else {
-        out.len() / num_rows
-    };
+    let width = out.len().checked_div(num_rows).unwrap_or(0);
     check_len("linear_silu_mul: out", num_rows * width, out.len())?;
     if num_rows == 0 {
         return Ok(());
