@@ -70,6 +70,11 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Memory that the weights take.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
     /// Facts for `vllm:cache_config_info`.
     pub fn cache_info(&self, enable_prefix_caching: bool) -> CacheInfo {
         CacheInfo {
