@@ -26,6 +26,7 @@ pub use batch::{
 pub use error::RunError;
 pub use ops::{Operation, Profile, Quantization, SharedProfile, WeightDtype};
 pub use pageloom_paged_attn_kernels::KvDtype;
+pub use pageloom_paged_attn_kernels::cpu::{allowed_cpus, check_cpus};
 pub use runner::{CpuRunner, LoadOptions, Model, RunnerConfig};
 pub use sampling::{InvalidParam, MAX_LOGPROBS, SamplingParams};
 pub use weights::{Checkpoint, LoadError, ModelConfig};

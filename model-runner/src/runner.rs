@@ -1,8 +1,10 @@
 //! A loaded model and the memory it runs in.
 
 use std::sync::{Mutex, PoisonError};
+use std::thread::ThreadId;
 use std::time::Instant;
 
+use pageloom_paged_attn_kernels::cpu::pin_current_thread;
 use pageloom_paged_attn_kernels::{CacheLayout, KvDtype};
 
 use crate::batch::{Batch, RowOutput, StepOutput};
@@ -19,7 +21,7 @@ use crate::weights::{Checkpoint, LoadError, ModelConfig};
 const LOGIT_ROWS: usize = 64;
 
 /// How a model is loaded.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// How matrices are kept in memory.
     pub dtype: WeightDtype,
@@ -28,16 +30,20 @@ pub struct LoadOptions {
     pub quantization: Option<Quantization>,
     /// Threads that compute, the caller's included.
     pub num_threads: usize,
+    /// CPUs that the threads are pinned to, in turn: the thread that runs the steps to the first,
+    /// from its first step on. None: the system moves threads as it likes. Linux only.
+    pub cpu_affinity: Vec<usize>,
 }
 
 impl Default for LoadOptions {
-    /// Every core, weights as [`WeightDtype::Auto`].
+    /// Every core, not pinned, weights as [`WeightDtype::Auto`].
     fn default() -> Self {
         let num_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         LoadOptions {
             dtype: WeightDtype::Auto,
             quantization: None,
             num_threads,
+            cpu_affinity: Vec::new(),
         }
     }
 }
@@ -47,13 +53,16 @@ pub struct Model {
     config: ModelConfig,
     backend: Profiled<CpuBackend>,
     decoder: Llama<Profiled<CpuBackend>>,
+    /// Where the thread that runs the steps is to be.
+    caller_cpu: Option<usize>,
 }
 
 impl Model {
     /// Reads and packs the weights of a checkpoint, on all threads.
     ///
     /// # Errors
-    /// [`LoadError`] names the file and the tensor.
+    /// [`LoadError`] names the file and the tensor; [`LoadError::Affinity`] if the threads cannot
+    /// be pinned as asked.
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Model, LoadError> {
         let config = checkpoint.config().clone();
         let frequencies = config.inv_freq();
@@ -66,12 +75,18 @@ impl Model {
             config.num_heads,
             frequencies,
         );
+        if !options.cpu_affinity.is_empty() {
+            let pool = backend.pool();
+            pool.pin_workers(&options.cpu_affinity)
+                .map_err(LoadError::Affinity)?;
+        }
         let backend = Profiled::new(backend);
         let decoder = Llama::load(&backend, checkpoint)?;
         Ok(Model {
             config,
             backend,
             decoder,
+            caller_cpu: options.cpu_affinity.first().copied(),
         })
     }
 
@@ -136,6 +151,8 @@ pub struct CpuRunner {
     /// One a thread, each used by its own thread alone.
     samplers: Vec<Mutex<Sampler>>,
     cache: RunnerConfig,
+    /// The thread that was pinned last.
+    pinned: Option<ThreadId>,
 }
 
 impl CpuRunner {
@@ -157,6 +174,7 @@ impl CpuRunner {
                 .map(|_| Mutex::new(Sampler::new()))
                 .collect(),
             cache: config,
+            pinned: None,
             model,
         })
     }
@@ -193,6 +211,7 @@ impl CpuRunner {
         out.step = batch.step;
         out.rows.clear();
         self.check_transfers(batch)?;
+        let pinned = self.pin_caller();
         let Model {
             backend, decoder, ..
         } = &mut self.model;
@@ -202,6 +221,7 @@ impl CpuRunner {
         let began = Instant::now();
         backend.transfer(batch)?;
         out.transfer_time = began.elapsed();
+        pinned?;
         batch.check(self.cache.block_size)?;
         decoder.forward(backend, batch, &mut self.activations)?;
         for wanted in batch.outputs.chunks(LOGIT_ROWS) {
@@ -236,6 +256,22 @@ impl CpuRunner {
             let pool = backend.inner.pool();
             profile.busy_time += pool.busy().saturating_sub(busy);
             profile.num_threads = pool.num_threads();
+        }
+        Ok(())
+    }
+
+    /// Pins the calling thread, if that is asked for and was not done yet.
+    ///
+    /// Not before a step: who loads a model is often not who runs it, and what threads the former
+    /// starts would be bound to the same CPU.
+    fn pin_caller(&mut self) -> Result<(), RunError> {
+        let Some(cpu) = self.model.caller_cpu else {
+            return Ok(());
+        };
+        let caller = std::thread::current().id();
+        if self.pinned != Some(caller) {
+            pin_current_thread(cpu)?;
+            self.pinned = Some(caller);
         }
         Ok(())
     }

@@ -182,6 +182,20 @@ pub enum KernelError {
         /// Name of the instruction set.
         isa: &'static str,
     },
+    /// A CPU that the thread may not run on.
+    #[error("CPU {cpu} is not one of those this process may run on: {allowed}")]
+    Cpu {
+        /// The CPU asked for, as the system counts them.
+        cpu: usize,
+        /// Those it may run on, as `0-3,6`.
+        allowed: String,
+    },
+    /// The system does not let threads be pinned to CPUs.
+    #[error("threads cannot be pinned to CPUs: {reason}")]
+    Affinity {
+        /// What the system said.
+        reason: String,
+    },
 }
 
 /// Refuses a dense buffer that is not as long as its shape says.

@@ -1,6 +1,7 @@
 //! From flags to an engine that is ready to run.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,12 +11,13 @@ use pageloom_engine::text::{ChatTemplate, Tokenizer};
 use pageloom_engine::{Engine, EngineConfig, ModelExecutor};
 use pageloom_model_runner::{
     Checkpoint, CpuRunner, KvDtype, LoadOptions, Model, RunnerConfig, SharedProfile, WeightDtype,
+    check_cpus,
 };
 
 use crate::api::CacheInfo;
 use crate::available_memory::available_bytes;
 use crate::bytes::HumanBytes;
-use crate::cli::{CacheOptions, Device, ModelOptions, Preemption};
+use crate::cli::{CacheOptions, CpuList, Device, ModelOptions, Preemption};
 use crate::memory_plan::{MemoryPlan, MemoryRequest, check_swap_space};
 use crate::model::{self, ModelSource};
 use crate::shared_prefix;
@@ -63,6 +65,7 @@ pub struct Summary {
     dtype: WeightDtype,
     kv_dtype: KvDtype,
     num_threads: usize,
+    cpu_affinity: Option<CpuList>,
     weight_bytes: u64,
     block_size: usize,
     plan: MemoryPlan,
@@ -71,6 +74,11 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Memory that the weights take.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
     /// Facts for `vllm:cache_config_info`.
     pub fn cache_info(&self, enable_prefix_caching: bool) -> CacheInfo {
         CacheInfo {
@@ -92,12 +100,12 @@ impl fmt::Display for Summary {
             WeightDtype::Bf16 => "bf16",
         };
         writeln!(f, "model     {} ({})", self.name, self.shape)?;
-        writeln!(
-            f,
-            "compute   CPU, {} threads, weights {dtype}, loaded in {:.2} s",
-            self.num_threads,
-            self.load_time.as_secs_f64()
-        )?;
+        write!(f, "compute   CPU, {} threads", self.num_threads)?;
+        if let Some(cpus) = &self.cpu_affinity {
+            write!(f, " pinned to CPUs {cpus}")?;
+        }
+        let load_time = self.load_time.as_secs_f64();
+        writeln!(f, ", weights {dtype}, loaded in {load_time:.2} s")?;
         write!(
             f,
             "memory    weights {}, KV cache {} {} = {} blocks of {} tokens",
@@ -155,6 +163,7 @@ pub fn launch(
         bail!("--preemption-mode swap: there is nowhere to swap to; give --swap-space");
     }
     // Loading can take long and much; what cannot be had is better said before.
+    let load = load_options(model)?;
     check_swap_space(cache.swap_space, available_bytes())?;
     let mut config = engine_config(cache, options)?;
     let source = ModelSource::parse(&model.model)?;
@@ -168,15 +177,7 @@ pub fn launch(
     }
     let shared_prefixes =
         shared_prefix::read_all(&options.shared_prefixes, &tokenizer, template.as_ref())?;
-    let mut load = LoadOptions {
-        dtype: model.dtype.weights(),
-        quantization: model.quantization.bits(),
-        ..LoadOptions::default()
-    };
-    if let Some(threads) = model.threads {
-        load.num_threads = threads.get();
-    }
-    let loaded = Model::load(&checkpoint, load)?;
+    let loaded = Model::load(&checkpoint, load.clone())?;
     let shape = loaded.config().clone();
     let kv_dtype = cache.kv_cache_dtype.next_to(model.dtype);
     config.shared_prefixes = shared_prefixes;
@@ -204,6 +205,7 @@ pub fn launch(
         dtype: load.dtype,
         kv_dtype,
         num_threads: load.num_threads,
+        cpu_affinity: model.cpu_affinity.clone(),
         weight_bytes: loaded.weight_bytes(),
         block_size: cache.block_size,
         plan,
@@ -232,6 +234,23 @@ pub fn launch(
         vocab_size: shape.vocab_size,
         name: source.served_name(),
         summary,
+    })
+}
+
+fn load_options(model: &ModelOptions) -> anyhow::Result<LoadOptions> {
+    let default = LoadOptions::default();
+    let cpus = model.cpu_affinity.as_ref().map(CpuList::cpus);
+    if let Some(cpus) = cpus {
+        check_cpus(cpus).context("--cpu-affinity")?;
+    }
+    let threads = model.threads.map(NonZeroUsize::get);
+    Ok(LoadOptions {
+        dtype: model.dtype.weights(),
+        quantization: model.quantization.bits(),
+        num_threads: threads
+            .or(cpus.map(<[usize]>::len))
+            .unwrap_or(default.num_threads),
+        cpu_affinity: cpus.map_or_else(Vec::new, <[usize]>::to_vec),
     })
 }
 

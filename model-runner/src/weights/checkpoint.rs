@@ -180,7 +180,7 @@ impl Checkpoint {
             dtype: stored.dtype,
             rows: stored.rows,
             cols: stored.cols,
-            data: &gguf.bytes()[stored.start..][..stored.len],
+            data: gguf.bytes().lend(stored.start..stored.start + stored.len),
             interleaved,
         })
     }

@@ -1,13 +1,15 @@
 use std::io;
 use std::path::PathBuf;
 
+use pageloom_paged_attn_kernels::KernelError;
+
 /// Architectures [`super::Checkpoint`] can read, as `config.json` and GGUF name them.
 pub const KNOWN_ARCHITECTURES: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, \
      Qwen3ForCausalLM (config.json); llama, qwen2, qwen3 (GGUF)";
 
 /// Why a checkpoint cannot be used.
 ///
-/// Every variant names the file; those about one tensor name the tensor.
+/// Every variant that is about a file names it; those about one tensor name the tensor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
@@ -96,4 +98,7 @@ pub enum LoadError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The threads that load and compute cannot be pinned as asked.
+    #[error("cpu affinity: {0}")]
+    Affinity(KernelError),
 }

@@ -77,7 +77,8 @@ impl Safetensors {
     }
 
     pub(super) fn data(&self, tensor: &StoredTensor) -> &[u8] {
-        &self.files[tensor.file][tensor.start..][..tensor.len]
+        let end = tensor.start + tensor.len;
+        self.files[tensor.file].lend(tensor.start..end)
     }
 
     pub(super) fn file_bytes(&self) -> u64 {

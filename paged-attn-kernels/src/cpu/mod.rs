@@ -1,5 +1,6 @@
 //! The CPU back end: AVX-512, AVX2 and plain Rust, chosen at run time.
 
+mod affinity;
 mod attention;
 mod blocks;
 mod disjoint;
@@ -8,6 +9,7 @@ mod isa;
 mod linear;
 mod pool;
 
+pub use affinity::{allowed_cpus, check_cpus, pin_current_thread};
 pub use attention::{AttendArgs, AttendBatch, AttendPlan, attend};
 pub use blocks::{copy_blocks, swap_blocks, write_kv};
 pub use elementwise::{Heads, RopeAngles, gated_row, rms_norm, rms_norm_heads, rope};

@@ -19,7 +19,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::affinity;
 use super::disjoint::DisjointSlice;
+use crate::KernelError;
 
 const OPEN: u64 = 1 << 16;
 const INSIDE: u64 = OPEN - 1;
@@ -118,6 +120,25 @@ impl ThreadPool {
     /// Number of threads that take part in a region, the caller included.
     pub fn num_threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Pins the pool's own threads: worker `i` to the CPU `cpus[i % cpus.len()]`.
+    ///
+    /// Worker 0 is whoever calls: that thread is pinned to `cpus[0]` by its owner, with
+    /// [`pin_current_thread`](super::pin_current_thread), because threads that it starts
+    /// afterwards would be bound to the same CPU.
+    ///
+    /// # Errors
+    /// [`KernelError::Zero`] if there are no CPUs, [`KernelError::Cpu`] if the calling thread may
+    /// not run on one of them, [`KernelError::Affinity`] if the system refuses or has no such thing.
+    pub fn pin_workers(&self, cpus: &[usize]) -> Result<(), KernelError> {
+        affinity::check_cpus(cpus)?;
+        // The first is the caller's.
+        let cpus = cpus.iter().cycle().skip(1);
+        self.workers
+            .iter()
+            .zip(cpus)
+            .try_for_each(|(worker, &cpu)| affinity::pin_thread(worker, cpu))
     }
 
     /// Whether the time in tasks is kept from now on; it is not at first.
@@ -325,104 +346,4 @@ fn wait_for_region(shared: &Shared, seen: u64) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn time_in_tasks_is_kept_when_asked_and_of_all_threads() {
-        for num_threads in [1, 2] {
-            let pool = ThreadPool::new(num_threads);
-            let nap = |_| std::thread::sleep(Duration::from_millis(5));
-            pool.for_each(2, nap);
-            assert_eq!(pool.busy(), Duration::ZERO);
-            pool.set_timed(true);
-            pool.for_each(2, nap);
-            assert!(
-                pool.busy() >= Duration::from_millis(10),
-                "{:?}",
-                pool.busy()
-            );
-        }
-    }
-
-    #[test]
-    fn every_index_runs_exactly_once() {
-        for num_threads in [1, 2, 3, 7] {
-            let pool = ThreadPool::new(num_threads);
-            for num_tasks in [0, 1, 2, 3, 17, 1000] {
-                let counts: Vec<AtomicUsize> =
-                    (0..num_tasks).map(|_| AtomicUsize::new(0)).collect();
-                pool.for_each(num_tasks, |i| {
-                    counts[i].fetch_add(1, Ordering::Relaxed);
-                });
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
-            }
-        }
-    }
-
-    #[test]
-    fn every_item_is_changed_by_its_own_task() {
-        let mut items: Vec<usize> = vec![7; 100];
-        ThreadPool::new(3).for_each_mut(&mut items, |_, index, item| *item += index);
-        assert!(
-            items
-                .iter()
-                .enumerate()
-                .all(|(index, item)| *item == 7 + index)
-        );
-    }
-
-    #[test]
-    fn no_two_tasks_share_a_worker_at_once() {
-        let pool = ThreadPool::new(4);
-        let busy: Vec<AtomicBool> = (0..4).map(|_| AtomicBool::new(false)).collect();
-        for _ in 0..2000 {
-            pool.for_each_with_worker(9, |worker, _| {
-                assert!(!busy[worker].swap(true, Ordering::SeqCst));
-                std::hint::spin_loop();
-                busy[worker].store(false, Ordering::SeqCst);
-            });
-        }
-    }
-
-    #[test]
-    fn a_panicking_task_reaches_the_caller_and_the_pool_lives_on() {
-        let pool = ThreadPool::new(3);
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            pool.for_each(100, |i| assert!(i != 37, "task 37"));
-        }));
-        assert!(outcome.is_err());
-        let sum = AtomicUsize::new(0);
-        pool.for_each(10, |i| {
-            sum.fetch_add(i, Ordering::Relaxed);
-        });
-        assert_eq!(sum.into_inner(), 45);
-    }
-
-    #[test]
-    fn callers_on_several_threads_take_turns() {
-        let pool = ThreadPool::new(2);
-        let sum = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..200 {
-                        pool.for_each(5, |i| {
-                            sum.fetch_add(i, Ordering::Relaxed);
-                        });
-                    }
-                });
-            }
-        });
-        assert_eq!(sum.into_inner(), 4 * 200 * 10);
-    }
-
-    #[test]
-    fn a_region_inside_a_region_is_refused() {
-        let pool = ThreadPool::new(2);
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            pool.for_each(2, |_| pool.for_each(2, |_| {}));
-        }));
-        assert!(outcome.is_err());
-    }
-}
+mod tests;

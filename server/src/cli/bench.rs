@@ -62,6 +62,8 @@ struct Rates {
     decode: f64,
     /// Prompt and output tokens over the time of the whole run.
     all: f64,
+    /// Memory that the weights take.
+    weight_bytes: u64,
     /// With --profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     profile: Option<Phases>,
@@ -149,6 +151,7 @@ pub(super) fn run(args: BenchArgs) -> anyhow::Result<()> {
         engine: &mut launched.engine,
         vocab_size: launched.vocab_size,
         prompt_len: args.prompt_len,
+        weight_bytes: launched.summary.weight_bytes(),
         profile: options.profile.clone(),
         phases: None,
         // Seed 0 must not start the generator at its fixed point.
@@ -177,6 +180,7 @@ struct Bench<'a> {
     engine: &'a mut Engine,
     vocab_size: usize,
     prompt_len: usize,
+    weight_bytes: u64,
     profile: Option<SharedProfile>,
     /// Of the last run.
     phases: Option<Phases>,
@@ -198,6 +202,7 @@ impl Bench<'_> {
             total_s,
             decode: tokens(output_len - 1) / (total_s - prefill_s),
             all: tokens(self.prompt_len + output_len) / total_s,
+            weight_bytes: self.weight_bytes,
             profile,
         })
     }

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod cpu_list;
 mod generate;
 mod options;
 mod serve;
@@ -8,6 +9,7 @@ mod serve;
 use clap::{Parser, Subcommand};
 
 pub use bench::BenchArgs;
+pub use cpu_list::CpuList;
 pub use generate::GenerateArgs;
 pub use options::{
     CacheOptions, Device, KvFormat, ModelOptions, NumberFormat, Policy, Preemption,

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use pageloom_engine::{EngineError, NgramConfig, PreemptionMode, SchedulingPolicy};
 use pageloom_model_runner::{KvDtype, Quantization, WeightDtype};
 
+use super::CpuList;
 use crate::bytes::{parse_bytes, parse_gib};
 use crate::model::DEFAULT_MODEL;
 
@@ -34,9 +35,13 @@ pub struct ModelOptions {
     /// Where to compute
     #[arg(long, value_enum, default_value_t)]
     pub device: Device,
-    /// Threads that compute [default: one per core]
+    /// Threads that compute [default: one per CPU of --cpu-affinity, or per core]
     #[arg(long)]
     pub threads: Option<NonZeroUsize>,
+    /// CPUs that the threads are pinned to, in turn, as 0-1 or 0,2,4-7; Linux only [default: the
+    /// system moves threads as it likes]
+    #[arg(long, value_name = "CPUS")]
+    pub cpu_affinity: Option<CpuList>,
     /// A chat template (Jinja) to use instead of the model's own
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,

@@ -3,6 +3,7 @@
 
 mod errors;
 mod generate;
+mod pinning;
 mod shared_prefix;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -18,6 +18,8 @@ pub(crate) enum Bench {
     BlockSize(block_size::Args),
     /// Runs Pageloom and its peers on the CPU: speed, accuracy, memory, start-up, roofline
     Cpu(Box<cpu::Args>),
+    /// Runs a random model of 7 billion weights of 4 bits: speed of one stream, memory
+    Large(cpu::LargeArgs),
     /// Replays request traces through the prefix cache: hit rate against pool size, beside Belady
     PrefixCache(prefix_cache::Args),
     /// Simulates loads up to and past what the pool holds: what each preemption mode costs
@@ -33,6 +35,7 @@ impl Bench {
         match self {
             Bench::BlockSize(args) => block_size::run(args),
             Bench::Cpu(args) => cpu::run(args),
+            Bench::Large(args) => cpu::run_large(args),
             Bench::PrefixCache(args) => prefix_cache::run(args),
             Bench::Preemption(args) => preemption::run(args),
             Bench::Sharing(args) => sharing::run(args),

@@ -8,6 +8,7 @@
 
 mod accuracy;
 mod child;
+mod large;
 mod memory;
 mod peers;
 mod profile;
@@ -21,6 +22,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use pageloom_model_runner::Checkpoint;
+
+pub(crate) use self::large::{Args as LargeArgs, run as run_large};
 
 use self::accuracy::{Accuracy, References};
 use self::peers::{Engine, Id};

@@ -9,7 +9,7 @@ use super::tables::{self, Figure};
 use super::throughput::{Rate, Rounds};
 
 /// What a token costs.
-struct Work {
+pub(super) struct Work {
     /// Weights that every token is multiplied with, but for the output layer.
     layers: f64,
     /// Weights of the output layer.
@@ -21,7 +21,7 @@ struct Work {
 }
 
 impl Work {
-    fn of(config: &ModelConfig) -> Work {
+    pub(super) fn of(config: &ModelConfig) -> Work {
         let size = |n: usize| n as f64;
         let (hidden, heads) = (
             size(config.hidden_size),
@@ -58,7 +58,7 @@ impl Work {
     }
 
     /// Share of the weights that a token is multiplied with.
-    fn streamed(&self) -> f64 {
+    pub(super) fn streamed(&self) -> f64 {
         let used = self.layers + self.output;
         used / (used + self.looked_up)
     }
