@@ -111,7 +111,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 /// Shapes off every panel, step and tile: `(rows, cols in blocks, batch)`.
 const SHAPES: &[(usize, usize, usize)] = if cfg!(miri) {
-    &[(17, 1, 1), (2, 1, 5)]
+    &[(2, 1, 5)]
 } else {
     &[
         (1, 1, 1),
@@ -180,15 +180,12 @@ fn a_row_does_not_depend_on_its_batch() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "runs what the exact comparisons run")]
 fn no_more_is_lost_than_the_rounding_of_inputs_and_weights() {
     let pool = ThreadPool::new(2);
     let mut random = Random(3);
     for format in BlockFormat::ALL {
-        let (rows, cols, batch) = if cfg!(miri) {
-            (1, 256, 2)
-        } else {
-            (16, 768, 4)
-        };
+        let (rows, cols, batch) = (16, 768, 4);
         let blocks = random.blocks(format, rows * cols);
         let w = matrix(&pool, format, cols, &blocks);
         let x = random.inputs(batch * cols);
@@ -283,7 +280,7 @@ fn bf16_weights_are_multiplied_as_they_are() {
     let pool = ThreadPool::new(2);
     let mut random = Random(7);
     let shapes: &[(usize, usize, usize)] = if cfg!(miri) {
-        &[(1, 32, 1), (17, 96, 3), (2, 32, 17)]
+        &[(1, 32, 1), (17, 32, 5)]
     } else {
         &[(1, 32, 1), (40, 96, 3), (17, 640, 21), (64, 1600, 70)]
     };
