@@ -198,7 +198,8 @@ fn print(args: &Args, config: &ModelConfig, runs: &[Run]) {
         row("percent of it", &percent, 1),
     ];
     let peaks: Vec<Peak> = runs.iter().filter_map(|run| run.peak).collect();
-    let memory: [(&str, fn(&Peak) -> u64); 3] = [
+    type Part = fn(&Peak) -> u64;
+    let memory: [(&str, Part); 3] = [
         ("most resident, MiB", |peak| peak.all),
         ("most anonymous, MiB", |peak| peak.anonymous),
         ("most of files, MiB", |peak| peak.file),
