@@ -76,6 +76,7 @@ pub fn linear(
         width: w.rows(),
         first: 0,
         epilogue,
+        is_gated: false,
     };
     let mut is_loaded = false;
     for part in w.parts() {
@@ -140,8 +141,9 @@ pub fn linear_silu_mul(
             width,
             first: 0,
             epilogue: Epilogue::Store,
+            is_gated: true,
         };
-        bf16::run_gated(pool, isa, &mut scratch.bf16, &scratch.inputs, w, &out);
+        bf16::run(pool, isa, &mut scratch.bf16, &scratch.inputs, w, &out);
         return Ok(());
     }
     let mut gate_up = std::mem::take(&mut scratch.gate_up);
@@ -177,6 +179,8 @@ struct Output<'a> {
     /// Column of the part's first output.
     first: usize,
     epilogue: Epilogue<'a>,
+    /// Whether the matrix's first panel of each pair gates the second, and products are stored.
+    is_gated: bool,
 }
 
 impl Output<'_> {

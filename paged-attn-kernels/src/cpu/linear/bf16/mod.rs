@@ -199,48 +199,14 @@ pub(super) fn run(
     w: &Bf16Matrix,
     out: &Output<'_>,
 ) {
-    let finish = Finish::Store;
-    let rows = 0..out.num_rows;
     let product = Product {
         isa,
         inputs,
         w,
         out,
-        finish,
-        rows,
+        rows: 0..out.num_rows,
     };
     product.run(pool, scratch);
-}
-
-/// The same with interleaved gates, whose products are gated before they are stored.
-pub(super) fn run_gated(
-    pool: &ThreadPool,
-    isa: Isa,
-    scratch: &mut [Scratch],
-    inputs: &Inputs,
-    w: &Bf16Matrix,
-    out: &Output<'_>,
-) {
-    let finish = Finish::SiluMul;
-    let rows = 0..out.num_rows;
-    let product = Product {
-        isa,
-        inputs,
-        w,
-        out,
-        finish,
-        rows,
-    };
-    product.run(pool, scratch);
-}
-
-/// What becomes of the sums of a pair of panels.
-#[derive(Clone, Copy)]
-enum Finish {
-    /// They are stored.
-    Store,
-    /// The first panel's gate the second's.
-    SiluMul,
 }
 
 /// A block of rows times panels of a matrix.
@@ -250,7 +216,6 @@ struct Product<'a> {
     inputs: &'a Inputs,
     w: &'a Bf16Matrix,
     out: &'a Output<'a>,
-    finish: Finish,
     rows: Range<usize>,
 }
 
@@ -411,24 +376,21 @@ impl Product<'_> {
     /// Stores what becomes of a pair's sums, `[panel][row][LANES]`.
     fn finish(&self, pair: Range<usize>, scratch: &Scratch) {
         let (left, right) = scratch.sums.split_at(self.num_tiles());
-        match self.finish {
-            Finish::Store => {
-                for (panel, sums) in pair.zip([left, right]) {
-                    self.store(panel, sums.as_flattened());
-                }
+        if !self.out.is_gated {
+            for (panel, sums) in pair.zip([left, right]) {
+                self.store(panel, sums.as_flattened());
             }
-            Finish::SiluMul => {
-                let rows = left.as_flattened().iter().zip(right.as_flattened());
-                let start = pair.start / 2 * LANES;
-                let kernel = Gate {
-                    rows: self.rows.clone().zip(rows),
-                    start,
-                    lanes: LANES.min(self.out.width - start),
-                    out: self.out,
-                };
-                dispatch(self.isa, kernel);
-            }
+            return;
         }
+        let rows = left.as_flattened().iter().zip(right.as_flattened());
+        let start = pair.start / 2 * LANES;
+        let kernel = Gate {
+            rows: self.rows.clone().zip(rows),
+            start,
+            lanes: LANES.min(self.out.width - start),
+            out: self.out,
+        };
+        dispatch(self.isa, kernel);
     }
 
     /// Stores a panel's sums, `[row][LANES]`.
