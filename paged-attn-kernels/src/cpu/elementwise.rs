@@ -3,7 +3,7 @@
 //! Mostly plain Rust, which the compiler vectorises for the machine's instructions. Each works on a row at a time in a fixed order, so a row's
 //! result does not depend on the rows beside it.
 
-use super::attention::simd::{Kernel, LANES as VECTOR, Simd, Wide, dispatch};
+use super::simd::{Kernel, LANES as VECTOR, Simd, Wide, dispatch};
 use super::{Isa, ThreadPool, disjoint::DisjointSlice};
 use crate::KernelError;
 use crate::error::check_len;
@@ -268,15 +268,9 @@ impl Kernel for SiluMul<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
-        let pairs = self.gate_up.chunks_exact(2 * VECTOR);
-        for (out, pair) in self.out.chunks_mut(VECTOR).zip(pairs) {
-            let (gate, up) = pair.split_at(VECTOR);
-            let mut gated = [0.0; VECTOR];
-            // SAFETY: all three are as long as a vector.
-            unsafe {
-                let product = simd.silu_mul(simd.load(gate.as_ptr()), simd.load(up.as_ptr()));
-                simd.store(gated.as_mut_ptr(), product);
-            }
+        let vectors = self.gate_up.as_chunks::<VECTOR>().0;
+        for (out, pair) in self.out.chunks_mut(VECTOR).zip(vectors.chunks_exact(2)) {
+            let gated = simd.silu_mul_lanes(&pair[0], &pair[1]);
             out.copy_from_slice(&gated[..out.len()]);
         }
     }

@@ -8,6 +8,7 @@ mod elementwise;
 mod isa;
 mod linear;
 mod pool;
+mod simd;
 
 pub use affinity::{allowed_cpus, check_cpus, pin_current_thread};
 pub use attention::{AttendArgs, AttendBatch, AttendPlan, attend};

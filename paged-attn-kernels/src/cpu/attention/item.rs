@@ -17,8 +17,8 @@
 use super::micro::{self, MAX_ROWS, QUERY_STRIDE, STEP_KEYS, ScoreArgs, ValueArgs};
 use super::pages::{Pages, Step};
 use super::scratch::{Scratch, tiles};
-use super::simd::{Kernel, LANES, Lanes, Simd};
 use super::softmax::{Sums, merge, normalize, softmax_step};
+use crate::cpu::simd::{Kernel, LANES, Lanes, Simd};
 
 /// Keys of a segment.
 pub(super) const SEGMENT_KEYS: usize = 512;

@@ -11,7 +11,7 @@
 //! ascending order, whatever the shape of the tile: that is why a row's bits do not depend on the
 //! rows it shares a tile with.
 
-use super::simd::{Kernel, LANES, Lanes, Simd};
+use crate::cpu::simd::{Kernel, LANES, Lanes, Simd};
 use crate::layout::MAX_HEAD_DIM;
 
 /// Rows of a register tile.

@@ -9,16 +9,15 @@ mod pages;
 mod plan;
 mod rotate;
 mod scratch;
-pub(super) mod simd;
 mod softmax;
 
+use super::simd::{self, Lanes};
 use half::bf16;
 use item::{AttendItem, HeadRows, MergeItem};
 use pages::Pages;
 use plan::WorkItem;
 pub use plan::{AttendBatch, AttendPlan};
 use scratch::Scratch;
-use simd::Lanes;
 
 use super::ThreadPool;
 use crate::cache::TAIL_ELEMENTS;

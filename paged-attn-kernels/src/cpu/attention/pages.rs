@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::micro::{Run, STEP_KEYS};
-use super::simd::{LANES, Lanes, Simd};
 use super::softmax::Scales;
 use crate::CacheLayout;
+use crate::cpu::simd::{LANES, Lanes, Simd};
 use crate::layout::KEY_TILE;
 
 // A vector is a tile's keys of one dimension.

@@ -1,6 +1,6 @@
 //! Queries for rotated keys.
 
-use super::simd::{LANES, Simd};
+use crate::cpu::simd::{LANES, Simd};
 use crate::element::Element;
 
 /// Does to a query what was done to int8 keys, with the same bits on every instruction set.
@@ -56,9 +56,9 @@ fn butterfly<S: Simd, const HALF: usize>(simd: S, x: S::F) -> S::F {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::{Kernel, dispatch};
     use super::*;
     use crate::cpu::Isa;
+    use crate::cpu::simd::{Kernel, dispatch};
 
     struct Rotate<'a>(&'a mut [f32]);
 

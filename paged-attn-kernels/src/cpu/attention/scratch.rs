@@ -6,8 +6,8 @@ use super::item::{HeadRows, MAX_ITEM_ROWS, QueryRows, SEGMENT_KEYS};
 use super::micro::{MAX_ROWS, QUERY_STRIDE, STEP_KEYS};
 use super::pages::Stage;
 use super::rotate::rotate;
-use super::simd::{LANES, Simd};
 use super::softmax::{Sums, merge};
+use crate::cpu::simd::{LANES, Simd};
 use crate::element::Element;
 
 /// Cuts rows into register tiles of up to [`MAX_ROWS`] rows, as even as possible.

@@ -3,7 +3,7 @@
 //! Scores are scaled by `scale * log2(e)`, so that probabilities are powers of two.
 
 use super::micro::STEP_KEYS;
-use super::simd::{LANES, Simd};
+use crate::cpu::simd::{LANES, Simd};
 
 /// Sums of one row over some of its keys, relative to the largest of their scores.
 pub(super) struct Sums<'a> {

@@ -184,6 +184,22 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
+    /// [`store`](Self::store) of the first `lanes` sums of a panel.
+    #[inline(always)]
+    fn store_lanes<const LANES: usize>(
+        &self,
+        row: usize,
+        start: usize,
+        sums: &[f32; LANES],
+        lanes: usize,
+    ) {
+        // Of constant length where it can be, which spares a call for each.
+        match lanes == LANES {
+            true => self.store(row, start, sums),
+            false => self.store(row, start, &sums[..lanes]),
+        }
+    }
+
     /// Stores sums of one row: of the part's outputs from `start` on, which are the calling task's
     /// alone.
     #[inline(always)]

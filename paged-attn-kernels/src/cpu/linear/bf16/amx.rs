@@ -21,7 +21,7 @@ use std::arch::x86_64::*;
 use super::inputs::{TILE_ROWS, TILE_STEP};
 use super::panel::{Format, LANES, PanelLayout, STEP};
 use super::weights::{Steps, with_bits};
-use crate::cpu::attention::simd::{Avx512, Kernel, Simd};
+use crate::cpu::simd::{Avx512, Kernel, Simd};
 
 /// Elements of a step of weights: `[pair][LANES][2]`.
 pub(super) const WEIGHTS_STEP: usize = STEP * LANES;

@@ -1,9 +1,9 @@
 //! Input rows as the grouped kernels read them.
 
 use super::panel::STEP;
-use crate::cpu::attention::simd::{Kernel, Simd, dispatch};
 use crate::cpu::disjoint::DisjointSlice;
 use crate::cpu::linear::storage::Lines;
+use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::{Isa, ThreadPool};
 
 /// Rows of a tile of inputs.

@@ -47,8 +47,8 @@ pub use quantise::quantise_row;
 
 use super::storage::{Lines, Storage};
 use super::{Isa, Output, ThreadPool};
-use crate::cpu::attention::simd::{Kernel, Simd, dispatch};
 use crate::cpu::disjoint::DisjointSlice;
+use crate::cpu::simd::{Kernel, Simd, dispatch};
 
 /// Rows whose inputs stay in the second cache level while panels pass by.
 const BLOCK_ROWS: usize = 256;
@@ -398,11 +398,7 @@ impl Product<'_> {
         let start = panel * LANES;
         let lanes = LANES.min(self.w.rows - start);
         for (row, sums) in self.rows.clone().zip(sums) {
-            match lanes {
-                // Of constant length, which spares a call for each.
-                LANES => self.out.store(row, start, &sums[..LANES]),
-                lanes => self.out.store(row, start, &sums[..lanes]),
-            }
+            self.out.store_lanes(row, start, sums, lanes);
         }
     }
 }
@@ -423,17 +419,8 @@ impl<'s, I: Iterator<Item = (usize, (&'s [f32; LANES], &'s [f32; LANES]))>> Kern
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
         for (row, (gate, up)) in self.rows {
-            let mut gated = [0.0; LANES];
-            // SAFETY: all three are as long as a vector.
-            unsafe {
-                let product = simd.silu_mul(simd.load(gate.as_ptr()), simd.load(up.as_ptr()));
-                simd.store(gated.as_mut_ptr(), product);
-            }
-            match self.lanes {
-                // Of constant length, which spares a call for each.
-                LANES => self.out.store(row, self.start, &gated[..LANES]),
-                lanes => self.out.store(row, self.start, &gated[..lanes]),
-            }
+            let gated = simd.silu_mul_lanes(gate, up);
+            self.out.store_lanes(row, self.start, &gated, self.lanes);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::inputs::{TILE_ROWS, TILE_STEP};
 use super::panel::{Format, LANES, PanelLayout, STEP};
 use super::weights::{Steps, decode, with_bits};
-use crate::cpu::attention::simd::{Kernel, Simd};
+use crate::cpu::simd::{Kernel, Simd};
 
 /// Most rows of a [`Direct`] product.
 pub(super) const MAX_DIRECT_ROWS: usize = 4;

@@ -2,7 +2,7 @@
 
 use super::format::{BlockFormat, Scales};
 use super::panel::{Format, LANES, LINE, PAIRS, PanelLayout, SPREAD, STEP};
-use crate::cpu::attention::simd::Simd;
+use crate::cpu::simd::Simd;
 
 /// How far ahead, in bytes, weights are asked for. Panels follow each other in memory, so running
 /// past the end of one is a head start on the next.

@@ -133,6 +133,18 @@ pub(crate) trait Simd: Copy {
         self.mul(self.div(gate, self.add(self.splat(1.0), e)), up)
     }
 
+    /// [`silu_mul`](Self::silu_mul) in memory.
+    #[inline(always)]
+    fn silu_mul_lanes(self, gate: &[f32; LANES], up: &[f32; LANES]) -> [f32; LANES] {
+        let mut gated = [0.0; LANES];
+        // SAFETY: all three are as long as a vector.
+        unsafe {
+            let product = self.silu_mul(self.load(gate.as_ptr()), self.load(up.as_ptr()));
+            self.store(gated.as_mut_ptr(), product);
+        }
+        gated
+    }
+
     /// 2^x within 1 ulp for x in [-126, 127], exactly 1 for 0, exactly 0 below -126.
     ///
     /// x = n + f with n whole; 2^f by a polynomial of degree 6. Flushing below the smallest
