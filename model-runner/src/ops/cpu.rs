@@ -5,9 +5,9 @@ mod matrix;
 use std::sync::Arc;
 
 use pageloom_paged_attn_kernels::cpu::{
-    AttendArgs, AttendBatch, AttendPlan, Epilogue, Heads, Isa, LinearScratch, PackedMatrix,
-    RopeAngles, ThreadPool, attend, copy_blocks, linear, linear_silu_mul, rms_norm, rms_norm_heads,
-    rope, swap_blocks, write_kv,
+    AlignedFloats, AttendArgs, AttendBatch, AttendPlan, Epilogue, Heads, Isa, LinearScratch,
+    PackedMatrix, RopeAngles, ThreadPool, attend, copy_blocks, linear, linear_silu_mul, rms_norm,
+    rms_norm_heads, rope, swap_blocks, write_kv,
 };
 use pageloom_paged_attn_kernels::{CacheLayout, KernelError, KvCache, Rows, RowsMut};
 
@@ -54,7 +54,7 @@ pub struct WeightOptions {
 
 /// Activations, `[num_rows, width]`, dense.
 pub struct CpuRows {
-    pub(crate) data: Vec<f32>,
+    pub(crate) data: AlignedFloats,
     pub(crate) width: usize,
 }
 
@@ -179,13 +179,13 @@ impl Backend for CpuBackend {
 
     fn rows(&self, width: usize) -> CpuRows {
         CpuRows {
-            data: Vec::new(),
+            data: AlignedFloats::default(),
             width,
         }
     }
 
     fn set_num_rows(&self, rows: &mut CpuRows, num_rows: usize) {
-        rows.data.resize(num_rows * rows.width, 0.0);
+        rows.data.resize(num_rows * rows.width);
     }
 
     fn transfer(&mut self, batch: &Batch) -> Result<(), RunError> {

@@ -22,6 +22,11 @@ impl<'a, T> DisjointSlice<'a, T> {
         }
     }
 
+    /// Where an element lies.
+    pub(crate) fn address(&self, at: usize) -> *const T {
+        self.start.wrapping_add(at)
+    }
+
     /// One part of the slice.
     ///
     /// # Safety

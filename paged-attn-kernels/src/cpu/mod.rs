@@ -1,6 +1,7 @@
 //! The CPU back end: AVX-512, AVX2 and plain Rust, chosen at run time.
 
 mod affinity;
+mod aligned;
 mod attention;
 mod blocks;
 mod disjoint;
@@ -11,6 +12,7 @@ mod pool;
 mod simd;
 
 pub use affinity::{allowed_cpus, check_cpus, pin_current_thread};
+pub use aligned::AlignedFloats;
 pub use attention::{AttendArgs, AttendBatch, AttendPlan, attend};
 pub use blocks::{copy_blocks, swap_blocks, write_kv};
 pub use elementwise::{Heads, RopeAngles, gated_row, rms_norm, rms_norm_heads, rope};

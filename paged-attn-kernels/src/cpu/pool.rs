@@ -10,9 +10,14 @@
 //! caller   publish job, epoch + 1, open -> take tasks -> close -> wait until nobody is inside
 //! worker   sees an open epoch it has not seen -> enters -> takes tasks -> leaves
 //! ```
+//!
+//! Each thread has a share of consecutive tasks, takes those first, and then helps the others. The
+//! next region's shares are alike, so what a thread wrote is often read by itself: a line that
+//! comes from another core costs as much as one from memory.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -37,11 +42,25 @@ type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
 struct Job {
     task: *const Task<'static>,
     num_tasks: usize,
+    /// Into how many parts the tasks are shared out.
+    num_shares: usize,
 }
+
+impl Job {
+    fn share(&self, i: usize) -> Range<usize> {
+        let start = |i: usize| i * self.num_tasks / self.num_shares;
+        start(i)..start(i + 1)
+    }
+}
+
+/// A counter alone in its cache lines: processors fetch them in pairs.
+#[repr(align(128))]
+struct Counter(AtomicUsize);
 
 struct Shared {
     state: AtomicU64,
-    next: AtomicUsize,
+    /// The next task of each thread's share.
+    next: Box<[Counter]>,
     job: UnsafeCell<Option<Job>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: AtomicUsize,
@@ -89,9 +108,12 @@ impl ThreadPool {
     ///
     /// `num_threads` 0 counts as 1. Fewer threads run if the system refuses to start more.
     pub fn new(num_threads: usize) -> ThreadPool {
+        let num_threads = num_threads.clamp(1, INSIDE as usize);
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
+            next: (0..num_threads)
+                .map(|_| Counter(AtomicUsize::new(0)))
+                .collect(),
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
             sleepers: AtomicUsize::new(0),
@@ -101,7 +123,7 @@ impl ThreadPool {
             timed: AtomicBool::new(false),
             busy_ns: AtomicU64::new(0),
         });
-        let workers = (1..num_threads.min(INSIDE as usize))
+        let workers = (1..num_threads)
             .map_while(|worker| {
                 let shared = Arc::clone(&shared);
                 std::thread::Builder::new()
@@ -154,7 +176,8 @@ impl ThreadPool {
 
     /// Calls `task(index)` once for every index below `num_tasks` and returns when all are done.
     ///
-    /// Indices are handed out in ascending order to whichever thread is free. Does not allocate.
+    /// Each thread begins with a share of consecutive indices, in ascending order, and takes from
+    /// the others' when it is done. Does not allocate.
     ///
     /// # Panics
     /// With the payload of a task that panicked, once no thread runs the region any more; and when
@@ -171,6 +194,19 @@ impl ThreadPool {
     /// # Panics
     /// As [`for_each`](Self::for_each).
     pub fn for_each_with_worker(&self, num_tasks: usize, task: impl Fn(usize, usize) + Sync) {
+        self.region(num_tasks, self.num_threads(), &task);
+    }
+
+    /// As [`for_each_with_worker`](Self::for_each_with_worker), but indices are handed out in
+    /// ascending order to whichever thread is free: for tasks of unequal length, longest first.
+    ///
+    /// # Panics
+    /// As [`for_each`](Self::for_each).
+    pub fn for_each_in_order(&self, num_tasks: usize, task: impl Fn(usize, usize) + Sync) {
+        self.region(num_tasks, 1, &task);
+    }
+
+    fn region(&self, num_tasks: usize, num_shares: usize, task: &Task<'_>) {
         assert!(
             !IN_REGION.get(),
             "a parallel region was started inside another one"
@@ -182,7 +218,7 @@ impl ThreadPool {
                 self.shared
                     .timed(|| (0..num_tasks).for_each(|index| task(0, index)));
             } else {
-                self.run(num_tasks, &task);
+                self.run(num_tasks, num_shares, task);
             }
         }));
         IN_REGION.set(false);
@@ -210,16 +246,22 @@ impl ThreadPool {
         });
     }
 
-    fn run(&self, num_tasks: usize, task: &Task<'_>) {
+    fn run(&self, num_tasks: usize, num_shares: usize, task: &Task<'_>) {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. The pointer is followed by threads inside the region,
         // and this function does not return before the region is closed and empty.
         let task: *const Task<'static> = unsafe { std::mem::transmute(task as *const Task<'_>) };
-        let job = Job { task, num_tasks };
+        let job = Job {
+            task,
+            num_tasks,
+            num_shares,
+        };
         // SAFETY: the region is closed and nobody is inside: `caller` is held, and the call before
         // left it so.
         unsafe { *shared.job.get() = Some(job) };
-        shared.next.store(0, Ordering::Relaxed);
+        for (i, next) in shared.next.iter().enumerate().take(num_shares) {
+            next.0.store(job.share(i).start, Ordering::Relaxed);
+        }
         let epoch = shared.state.load(Ordering::Relaxed) & !(INSIDE | OPEN);
         // Sequentially consistent against the sleepers' count: either a worker that is about to
         // sleep sees the open region, or this thread sees that it sleeps.
@@ -274,16 +316,22 @@ fn take_tasks(shared: &Shared, job: Job, worker: usize) {
     // SAFETY: this thread is the caller, or entered the open region; see `Job`.
     let task = unsafe { &*job.task };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        loop {
-            let index = shared.next.fetch_add(1, Ordering::Relaxed);
-            if index >= job.num_tasks {
-                break;
+        // Its own share first.
+        for i in (0..job.num_shares).map(|i| (worker + i) % job.num_shares) {
+            let (next, end) = (&shared.next[i].0, job.share(i).end);
+            while next.load(Ordering::Relaxed) < end {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= end {
+                    break;
+                }
+                task(worker, index);
             }
-            task(worker, index);
         }
     }));
     if let Err(payload) = outcome {
-        shared.next.store(job.num_tasks, Ordering::Relaxed);
+        for next in &shared.next {
+            next.0.store(job.num_tasks, Ordering::Relaxed);
+        }
         *shared.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(payload);
     }
 }

@@ -132,7 +132,7 @@ fn run<E: Lanes>(
         }
     };
     let (items, num_threads) = (&plan.items, pool.num_threads());
-    pool.for_each_with_worker(items.len(), |worker, i| {
+    pool.for_each_in_order(items.len(), |worker, i| {
         let item = &items[i];
         let seq = &sequences[item.sequence];
         let head = item.kv_head * item.rows.group;

@@ -21,6 +21,7 @@ pub use matrix::PackedMatrix;
 use matrix::Weights;
 
 use super::elementwise::silu_mul;
+use super::simd::{LANES, Simd};
 use super::{Isa, ThreadPool, disjoint::DisjointSlice};
 use crate::KernelError;
 use crate::error::check_len;
@@ -184,19 +185,38 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
+    /// Where an output of a row lies.
+    fn address(&self, row: usize, start: usize) -> *const f32 {
+        self.out.address(row * self.width + self.first + start)
+    }
+
     /// [`store`](Self::store) of the first `lanes` sums of a panel.
     #[inline(always)]
-    fn store_lanes<const LANES: usize>(
+    fn store_lanes<S: Simd>(
         &self,
+        simd: S,
         row: usize,
         start: usize,
         sums: &[f32; LANES],
         lanes: usize,
     ) {
-        // Of constant length where it can be, which spares a call for each.
-        match lanes == LANES {
-            true => self.store(row, start, sums),
-            false => self.store(row, start, &sums[..lanes]),
+        if lanes < LANES {
+            return self.store(row, start, &sums[..lanes]);
+        }
+        let start = self.first + start;
+        let at = row * self.width + start;
+        // SAFETY: a panel's outputs of a row belong to one task; a vector's worth is stored.
+        unsafe {
+            let out = self.out.part(at..at + LANES).as_mut_ptr();
+            let sums = simd.load(sums.as_ptr());
+            let result = match self.epilogue {
+                Epilogue::Store => sums,
+                Epilogue::Bias(bias) => {
+                    simd.add(sums, simd.load(bias[start..start + LANES].as_ptr()))
+                }
+                Epilogue::Add => simd.add(simd.load(out), sums),
+            };
+            simd.store(out, result);
         }
     }
 

@@ -1,12 +1,8 @@
 //! Memory for weights: zeroed, aligned to cache lines, in huge pages where the system gives them.
 
-use bytemuck::Zeroable;
 use memmap2::MmapMut;
 
-/// One cache line, so that panels start at 64-byte boundaries.
-#[derive(Clone, Copy, Zeroable, bytemuck::Pod)]
-#[repr(C, align(64))]
-pub(super) struct Line([u8; 64]);
+use crate::cpu::aligned::Line;
 
 /// A run of bytes.
 ///
@@ -57,24 +53,4 @@ fn map(num_bytes: usize) -> Option<MmapMut> {
 #[cfg(miri)]
 fn map(_num_bytes: usize) -> Option<MmapMut> {
     None
-}
-
-/// A buffer that starts at a cache line and grows as needed.
-#[derive(Default)]
-pub(super) struct Lines(Vec<Line>);
-
-impl Lines {
-    /// Makes room for `num_bytes`. What is added is zero.
-    pub(super) fn resize(&mut self, num_bytes: usize) {
-        self.0
-            .resize(num_bytes.div_ceil(size_of::<Line>()), Line::zeroed());
-    }
-
-    pub(super) fn as_slice<T: bytemuck::Pod>(&self) -> &[T] {
-        bytemuck::cast_slice(&self.0)
-    }
-
-    pub(super) fn as_mut_slice<T: bytemuck::Pod>(&mut self) -> &mut [T] {
-        bytemuck::cast_slice_mut(&mut self.0)
-    }
 }

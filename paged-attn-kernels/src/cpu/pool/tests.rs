@@ -26,9 +26,34 @@ fn every_index_runs_exactly_once() {
             pool.for_each(num_tasks, |i| {
                 counts[i].fetch_add(1, Ordering::Relaxed);
             });
-            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+            pool.for_each_in_order(num_tasks, |_, i| {
+                counts[i].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 2));
         }
     }
+}
+
+#[test]
+fn threads_begin_with_their_own_share_and_help_when_it_is_done() {
+    let pool = ThreadPool::new(2);
+    // The caller's first task lasts until all others are done, which the other thread has to do.
+    let done = AtomicUsize::new(0);
+    let order = Mutex::new(Vec::new());
+    pool.for_each_with_worker(10, |worker, i| {
+        if worker == 0 && i == 0 {
+            while done.load(Ordering::Acquire) < 9 {
+                std::thread::yield_now();
+            }
+        } else {
+            order.lock().unwrap().push((worker, i));
+            done.fetch_add(1, Ordering::AcqRel);
+        }
+    });
+    let order = order.into_inner().unwrap();
+    let own: Vec<_> = (5..10).map(|i| (1, i)).collect();
+    assert_eq!(order[..5], own);
+    assert!(order.len() >= 9);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Input rows as the grouped kernels read them.
 
 use super::panel::STEP;
+use crate::cpu::aligned::Lines;
 use crate::cpu::disjoint::DisjointSlice;
-use crate::cpu::linear::storage::Lines;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 use crate::cpu::{Isa, ThreadPool};
 

@@ -45,8 +45,9 @@ use inputs::{TILE_ROWS, TILE_STEP};
 use panel::{Format, LANES, PanelLayout, STEP};
 pub use quantise::quantise_row;
 
-use super::storage::{Lines, Storage};
+use super::storage::Storage;
 use super::{Isa, Output, ThreadPool};
+use crate::cpu::aligned::Lines;
 use crate::cpu::disjoint::DisjointSlice;
 use crate::cpu::simd::{Kernel, Simd, dispatch};
 
@@ -181,14 +182,33 @@ pub(super) fn load(inputs: &mut Inputs, pool: &ThreadPool, isa: Isa, x: &[f32], 
     }
 }
 
+/// Rows that the panels are multiplied by before the next rows are.
+///
+/// Many rows are split over the threads rather than the outputs: each then mostly reads what it
+/// wrote itself in the operation before.
+fn block_rows(num_rows: usize, num_threads: usize) -> usize {
+    let num_blocks = match num_rows.div_ceil(BLOCK_ROWS) {
+        0 | 1 => 1,
+        n => n.next_multiple_of(num_threads),
+    };
+    num_rows
+        .div_ceil(num_blocks)
+        .next_multiple_of(2 * TILE_ROWS)
+}
+
 /// Buffers of a thread.
 #[derive(Default)]
 pub(super) struct Scratch {
     /// Widened weights.
     weights: Lines,
-    /// Sums of two panels' outputs, `[panel][row][LANES]`.
-    sums: Vec<[[f32; LANES]; TILE_ROWS]>,
+    /// Of each two tiles.
+    sums: Vec<Sums>,
 }
+
+/// Sums of two tiles' rows, for two panels: `[tile][panel][row][LANES]`.
+type Sums = [[[[f32; LANES]; TILE_ROWS]; 2]; 2];
+
+const ZERO_SUMS: Sums = [[[[0.0; LANES]; TILE_ROWS]; 2]; 2];
 
 /// The rows of `inputs` times a matrix.
 pub(super) fn run(
@@ -223,7 +243,8 @@ impl Product<'_> {
     /// All rows times all panels, in parallel.
     fn run(&self, pool: &ThreadPool, scratch: &mut [Scratch]) {
         let num_rows = self.out.num_rows;
-        let num_blocks = num_rows.div_ceil(BLOCK_ROWS);
+        let block_rows = block_rows(num_rows, pool.num_threads());
+        let num_blocks = num_rows.div_ceil(block_rows);
         let num_panels = self.w.num_panels();
         let num_pairs = num_panels.div_ceil(2);
         // About 16 tasks a thread: dynamic enough to even out noise, coarse enough to be cheap.
@@ -233,16 +254,16 @@ impl Product<'_> {
         pool.for_each_with_worker(num_blocks * tasks_per_block, |worker, task| {
             // SAFETY: no two tasks run at once with the same worker.
             let scratch = unsafe { &mut scratch.part(worker..worker + 1)[0] };
-            let first_row = task / tasks_per_block * BLOCK_ROWS;
+            let first_row = task / tasks_per_block * block_rows;
             let first_pair = task % tasks_per_block * per_task;
             let block = Product {
-                rows: first_row..num_rows.min(first_row + BLOCK_ROWS),
+                rows: first_row..num_rows.min(first_row + block_rows),
                 ..self.clone()
             };
             let pairs = first_pair..num_pairs.min(first_pair + per_task);
             let pairs = pairs.map(|pair| 2 * pair..num_panels.min(2 * pair + 2));
             match Path::of(self.isa, num_rows) {
-                Path::Direct => pairs.for_each(|pair| block.direct(pair, scratch)),
+                Path::Direct => pairs.for_each(|pair| block.direct(pair)),
                 Path::Decoded => pairs.for_each(|pair| block.decoded(pair, scratch)),
                 #[cfg(target_arch = "x86_64")]
                 Path::Tiles => block.tiles(pairs, scratch),
@@ -252,9 +273,9 @@ impl Product<'_> {
         });
     }
 
-    fn direct(&self, pair: Range<usize>, scratch: &mut Scratch) {
-        self.clear_sums(scratch);
-        for (panel, sums) in pair.clone().zip(&mut scratch.sums) {
+    fn direct(&self, pair: Range<usize>) {
+        let mut sums = ZERO_SUMS;
+        for (panel, sums) in pair.clone().zip(&mut sums[0]) {
             let kernel = rows::Direct {
                 layout: &self.w.layout,
                 panel: self.w.panel(panel),
@@ -263,13 +284,13 @@ impl Product<'_> {
             };
             dispatch(self.isa, kernel);
         }
-        self.finish(pair, scratch);
+        self.finish(&pair, 0, &sums);
     }
 
     fn decoded(&self, pair: Range<usize>, scratch: &mut Scratch) {
-        self.clear_sums(scratch);
-        let num_tiles = self.num_tiles();
-        for (panel, sums) in pair.clone().zip(scratch.sums.chunks_exact_mut(num_tiles)) {
+        scratch.sums.clear();
+        scratch.sums.resize(self.num_tiles().div_ceil(2), ZERO_SUMS);
+        for (p, panel) in pair.clone().enumerate() {
             for steps in self.chunks(CHUNK_STEPS / 2) {
                 let len = steps.len() * STEP * LANES;
                 scratch.weights.resize(len * size_of::<f32>());
@@ -280,45 +301,61 @@ impl Product<'_> {
                     weights: &mut scratch.weights.as_mut_slice()[..len],
                 };
                 dispatch(self.isa, decode);
-                for (tile, sums) in (self.rows.start / TILE_ROWS..).zip(&mut *sums) {
-                    let num_rows = TILE_ROWS.min(self.rows.end - tile * TILE_ROWS);
+                for tile in 0..self.num_tiles() {
                     let kernel = rows::Decoded {
                         weights: &scratch.weights.as_slice()[..len],
-                        x: &self.inputs.tile(tile)[steps.start * TILE_STEP..],
-                        sums: &mut sums[..num_rows],
+                        x: &self.x(tile)[steps.start * TILE_STEP..],
+                        sums: &mut scratch.sums[tile / 2][tile % 2][p][..self.rows_of(tile)],
                     };
                     dispatch(self.isa, kernel);
                 }
             }
         }
-        self.finish(pair, scratch);
+        for (i, sums) in scratch.sums.iter().enumerate() {
+            self.finish(&pair, 2 * i, sums);
+        }
     }
 
     #[cfg(target_arch = "x86_64")]
     fn tiles(&self, pairs: impl Iterator<Item = Range<usize>>, scratch: &mut Scratch) {
         // SAFETY: `linear` keeps an instruction set only if the machine supports it.
         let session = unsafe { amx::Session::new(self.rows.len()) };
+        let num_blocks = self.num_tiles().div_ceil(2);
+        let num_steps = self.w.layout.num_steps;
         for pair in pairs {
-            self.clear_sums(scratch);
             for steps in self.chunks(CHUNK_STEPS) {
-                self.widen_pair(pair.clone(), &steps, scratch);
-                self.multiply_pair(&session, pair.len(), &steps, scratch);
+                let (start, end) = (steps.start == 0, steps.end == num_steps);
+                // Sums that are not carried on need no place of their own.
+                let num_sums = if start && end { 1 } else { num_blocks };
+                scratch.sums.resize(num_sums, ZERO_SUMS);
+                let len = self.widen_pair(pair.clone(), &steps, scratch);
+                let weights = scratch.weights.as_slice::<u16>();
+                let weights = [&weights[..len], &weights[len..2 * len]];
+                for block in 0..num_blocks {
+                    let tiles = 2 * block..self.num_tiles().min(2 * block + 2);
+                    if end {
+                        self.prefetch(&pair, tiles.start);
+                    }
+                    let x = [tiles.start, tiles.end - 1]
+                        .map(|tile| &self.x(tile)[steps.start * TILE_STEP..]);
+                    let sums = &mut scratch.sums[block % num_sums];
+                    session.multiply(&x[..tiles.len()], &weights[..pair.len()], sums, start);
+                    if end {
+                        self.finish(&pair, tiles.start, sums);
+                    }
+                }
             }
-            self.finish(pair, scratch);
         }
     }
 
-    /// Zeros for the sums of two panels.
-    fn clear_sums(&self, scratch: &mut Scratch) {
-        scratch.sums.clear();
-        scratch
-            .sums
-            .resize(2 * self.num_tiles(), [[0.0; LANES]; TILE_ROWS]);
-    }
-
-    /// Widens some steps of one or two panels, one after the other.
+    /// Widens some steps of one or two panels, one after the other; returns the elements of each.
     #[cfg(target_arch = "x86_64")]
-    fn widen_pair(&self, panels: Range<usize>, steps: &Range<usize>, scratch: &mut Scratch) {
+    fn widen_pair(
+        &self,
+        panels: Range<usize>,
+        steps: &Range<usize>,
+        scratch: &mut Scratch,
+    ) -> usize {
         let len = steps.len() * amx::WEIGHTS_STEP;
         scratch.weights.resize(2 * len * size_of::<u16>());
         let weights = scratch.weights.as_mut_slice::<u16>();
@@ -331,33 +368,7 @@ impl Product<'_> {
             };
             decode.run();
         }
-    }
-
-    /// All tiles of inputs times what was widened.
-    #[cfg(target_arch = "x86_64")]
-    fn multiply_pair(
-        &self,
-        session: &amx::Session,
-        num_panels: usize,
-        steps: &Range<usize>,
-        scratch: &mut Scratch,
-    ) {
-        let len = steps.len() * amx::WEIGHTS_STEP;
-        let weights = scratch.weights.as_slice::<u16>();
-        let second = (num_panels == 2).then(|| &weights[len..2 * len]);
-        let weights = [Some(&weights[..len]), second];
-        let num_tiles = self.num_tiles();
-        let (left, right) = scratch.sums.split_at_mut(num_tiles);
-        let first_tile = self.rows.start / TILE_ROWS;
-        let x =
-            |tile: usize| &self.inputs.tile::<u16>(first_tile + tile)[steps.start * TILE_STEP..];
-        let pairs = left.chunks_mut(2).zip(right.chunks_mut(2));
-        for (tile, (left, right)) in (0..).step_by(2).zip(pairs) {
-            let second = (tile + 1 < num_tiles).then(|| x(tile + 1));
-            let (mut left, mut right) = (left.iter_mut(), right.iter_mut());
-            let sums = [[left.next(), right.next()], [left.next(), right.next()]];
-            session.accumulate([Some(x(tile)), second], weights, sums);
-        }
+        len
     }
 
     fn num_tiles(&self) -> usize {
@@ -373,54 +384,88 @@ impl Product<'_> {
             .map(move |start| start..num_steps.min(start + len))
     }
 
-    /// Stores what becomes of a pair's sums, `[panel][row][LANES]`.
-    fn finish(&self, pair: Range<usize>, scratch: &Scratch) {
-        let (left, right) = scratch.sums.split_at(self.num_tiles());
-        if !self.out.is_gated {
-            for (panel, sums) in pair.zip([left, right]) {
-                self.store(panel, sums.as_flattened());
+    /// Inputs of one of the block's tiles.
+    fn x<T: inputs::Value>(&self, tile: usize) -> &[T] {
+        self.inputs.tile(self.rows.start / TILE_ROWS + tile)
+    }
+
+    /// Rows of one of the block's tiles.
+    fn rows_of(&self, tile: usize) -> usize {
+        TILE_ROWS.min(self.rows.len() - tile * TILE_ROWS)
+    }
+
+    /// Asks for what [`finish`](Self::finish) will write, to write it.
+    #[cfg(target_arch = "x86_64")]
+    fn prefetch(&self, panels: &Range<usize>, first_tile: usize) {
+        let start = match self.out.is_gated {
+            true => panels.start / 2 * LANES,
+            false => panels.start * LANES,
+        };
+        let first_row = self.rows.start + first_tile * TILE_ROWS;
+        for row in first_row..self.rows.end.min(first_row + 2 * TILE_ROWS) {
+            let at = self.out.address(row, start);
+            amx::prefetch_to_write(at);
+            if !self.out.is_gated {
+                amx::prefetch_to_write(at.wrapping_add(LANES));
             }
-            return;
         }
-        let rows = left.as_flattened().iter().zip(right.as_flattened());
-        let start = pair.start / 2 * LANES;
-        let kernel = Gate {
-            rows: self.rows.clone().zip(rows),
-            start,
-            lanes: LANES.min(self.out.width - start),
+    }
+
+    /// Stores what becomes of the sums of two tiles and panels.
+    fn finish(&self, panels: &Range<usize>, first_tile: usize, sums: &Sums) {
+        let first_row = self.rows.start + first_tile * TILE_ROWS;
+        let kernel = Finish {
             out: self.out,
+            sums,
+            rows: first_row..self.rows.end.min(first_row + 2 * TILE_ROWS),
+            panels,
+            num_outputs: self.w.rows,
         };
         dispatch(self.isa, kernel);
     }
-
-    /// Stores a panel's sums, `[row][LANES]`.
-    fn store(&self, panel: usize, sums: &[[f32; LANES]]) {
-        let start = panel * LANES;
-        let lanes = LANES.min(self.w.rows - start);
-        for (row, sums) in self.rows.clone().zip(sums) {
-            self.out.store_lanes(row, start, sums, lanes);
-        }
-    }
 }
 
-/// Gates the sums of rows and stores them.
-struct Gate<'a, I> {
-    /// A row's number, its gates and what they gate.
-    rows: I,
-    /// The first output.
-    start: usize,
-    lanes: usize,
+/// Stores what becomes of the sums of two tiles and panels.
+struct Finish<'a> {
     out: &'a Output<'a>,
+    sums: &'a Sums,
+    rows: Range<usize>,
+    panels: &'a Range<usize>,
+    /// Of all panels.
+    num_outputs: usize,
 }
 
-impl<'s, I: Iterator<Item = (usize, (&'s [f32; LANES], &'s [f32; LANES]))>> Kernel for Gate<'_, I> {
+impl Kernel for Finish<'_> {
     type Output = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
-        for (row, (gate, up)) in self.rows {
-            let gated = simd.silu_mul_lanes(gate, up);
-            self.out.store_lanes(row, self.start, &gated, self.lanes);
+        // Those past the last output are not stored.
+        let lanes = |start: usize, end: usize| end.saturating_sub(start).min(LANES);
+        let tiles = self.rows.clone().step_by(TILE_ROWS);
+        for (first, [left, right]) in tiles.zip(self.sums) {
+            let rows = (first..self.rows.end).zip(left.iter().zip(right));
+            if self.out.is_gated {
+                let start = self.panels.start / 2 * LANES;
+                let lanes = lanes(start, self.out.width);
+                for (row, (gate, up)) in rows {
+                    let gated = simd.silu_mul_lanes(gate, up);
+                    self.out.store_lanes(simd, row, start, &gated, lanes);
+                }
+                continue;
+            }
+            let start = self.panels.start * LANES;
+            let (first, second) = (
+                lanes(start, self.num_outputs),
+                lanes(start + LANES, self.num_outputs),
+            );
+            for (row, (left, right)) in rows {
+                self.out.store_lanes(simd, row, start, left, first);
+                if self.panels.len() == 2 {
+                    self.out
+                        .store_lanes(simd, row, start + LANES, right, second);
+                }
+            }
         }
     }
 }
