@@ -23,6 +23,18 @@ pub(super) fn tiles(num_rows: usize) -> impl ExactSizeIterator<Item = Range<usiz
     })
 }
 
+/// Copies numbers, vector by vector: a call of `memcpy` costs more than a short row.
+#[inline(always)]
+fn copy<S: Simd>(simd: S, from: &[f32], to: &mut [f32]) {
+    let (vectors, rest) = from.as_chunks::<LANES>();
+    let (to, last) = to[..from.len()].as_chunks_mut::<LANES>();
+    for (from, to) in vectors.iter().zip(to) {
+        // SAFETY: both are as long as a vector.
+        unsafe { simd.store(to.as_mut_ptr(), simd.load(from.as_ptr())) };
+    }
+    last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+}
+
 /// Buffers of a thread, allocated once.
 #[derive(Default)]
 pub(super) struct Scratch {
@@ -82,7 +94,7 @@ impl Scratch {
             let row = unsafe {
                 std::slice::from_raw_parts(q.start.add(q.offset(rows, i, head_dim)), head_dim)
             };
-            to[..head_dim].copy_from_slice(row);
+            copy(simd, row, to);
             if E::SCALED {
                 rotate(simd, &mut to[..head_dim]);
             }

@@ -106,8 +106,15 @@ pub(super) fn normalize<S: Simd>(simd: S, acc: &mut [f32], sum: f32, out: &mut [
     let divisor = simd.splat(sum);
     for (acc, out) in acc.chunks_exact_mut(LANES).zip(out.chunks_mut(LANES)) {
         // SAFETY: the chunk has 16 elements.
-        unsafe { simd.store(acc.as_mut_ptr(), simd.div(simd.load(acc.as_ptr()), divisor)) };
-        out.copy_from_slice(&acc[..out.len()]);
+        let quotient = simd.div(unsafe { simd.load(acc.as_ptr()) }, divisor);
+        if out.len() == LANES {
+            // SAFETY: as said.
+            unsafe { simd.store(out.as_mut_ptr(), quotient) };
+        } else {
+            // SAFETY: the chunk has 16 elements.
+            unsafe { simd.store(acc.as_mut_ptr(), quotient) };
+            out.iter_mut().zip(acc).for_each(|(out, x)| *out = *x);
+        }
     }
 }
 

@@ -247,8 +247,8 @@ impl Product<'_> {
         let num_blocks = num_rows.div_ceil(block_rows);
         let num_panels = self.w.num_panels();
         let num_pairs = num_panels.div_ceil(2);
-        // About 16 tasks a thread: dynamic enough to even out noise, coarse enough to be cheap.
-        let per_task = (num_pairs * num_blocks).div_ceil(pool.num_threads() * 16);
+        // About 32 tasks a thread: dynamic enough to even out noise, coarse enough to be cheap.
+        let per_task = (num_pairs * num_blocks).div_ceil(pool.num_threads() * 32);
         let tasks_per_block = num_pairs.div_ceil(per_task);
         let scratch = DisjointSlice::new(scratch);
         pool.for_each_with_worker(num_blocks * tasks_per_block, |worker, task| {
