@@ -263,7 +263,7 @@ impl Product<'_> {
             let pairs = first_pair..num_pairs.min(first_pair + per_task);
             let pairs = pairs.map(|pair| 2 * pair..num_panels.min(2 * pair + 2));
             match Path::of(self.isa, num_rows) {
-                Path::Direct => pairs.for_each(|pair| block.direct(pair)),
+                Path::Direct => dispatch(self.isa, Direct { block, pairs }),
                 Path::Decoded => pairs.for_each(|pair| block.decoded(pair, scratch)),
                 #[cfg(target_arch = "x86_64")]
                 Path::Tiles => block.tiles(pairs, scratch),
@@ -271,20 +271,6 @@ impl Product<'_> {
                 Path::Tiles => pairs.for_each(|pair| block.decoded(pair, scratch)),
             }
         });
-    }
-
-    fn direct(&self, pair: Range<usize>) {
-        let mut sums = ZERO_SUMS;
-        for (panel, sums) in pair.clone().zip(&mut sums[0]) {
-            let kernel = rows::Direct {
-                layout: &self.w.layout,
-                panel: self.w.panel(panel),
-                x: self.inputs.tile(0),
-                sums: &mut sums[..self.rows.len()],
-            };
-            dispatch(self.isa, kernel);
-        }
-        self.finish(&pair, 0, &sums);
     }
 
     fn decoded(&self, pair: Range<usize>, scratch: &mut Scratch) {
@@ -312,7 +298,7 @@ impl Product<'_> {
             }
         }
         for (i, sums) in scratch.sums.iter().enumerate() {
-            self.finish(&pair, 2 * i, sums);
+            dispatch(self.isa, self.finish(&pair, 2 * i, sums));
         }
     }
 
@@ -341,7 +327,7 @@ impl Product<'_> {
                     let sums = &mut scratch.sums[block % num_sums];
                     session.multiply(&x[..tiles.len()], &weights[..pair.len()], sums, start);
                     if end {
-                        self.finish(&pair, tiles.start, sums);
+                        dispatch(self.isa, self.finish(&pair, tiles.start, sums));
                     }
                 }
             }
@@ -412,16 +398,48 @@ impl Product<'_> {
     }
 
     /// Stores what becomes of the sums of two tiles and panels.
-    fn finish(&self, panels: &Range<usize>, first_tile: usize, sums: &Sums) {
+    fn finish<'s>(
+        &'s self,
+        panels: &'s Range<usize>,
+        first_tile: usize,
+        sums: &'s Sums,
+    ) -> Finish<'s> {
         let first_row = self.rows.start + first_tile * TILE_ROWS;
-        let kernel = Finish {
+        Finish {
             out: self.out,
             sums,
             rows: first_row..self.rows.end.min(first_row + 2 * TILE_ROWS),
             panels,
             num_outputs: self.w.rows,
-        };
-        dispatch(self.isa, kernel);
+        }
+    }
+}
+
+/// A few rows times pairs of panels: all in one kernel, since one alone takes a microsecond.
+struct Direct<'a, I> {
+    block: Product<'a>,
+    pairs: I,
+}
+
+impl<I: Iterator<Item = Range<usize>>> Kernel for Direct<'_, I> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, simd: S) {
+        let block = &self.block;
+        let mut sums = ZERO_SUMS;
+        for pair in self.pairs {
+            let panels = [pair.start, pair.end - 1].map(|panel| block.w.panel(panel));
+            let kernel = rows::Direct {
+                layout: &block.w.layout,
+                panels: &panels[..pair.len()],
+                x: block.inputs.tile(0),
+                num_rows: block.rows.len(),
+                sums: &mut sums[0],
+            };
+            kernel.call(simd);
+            block.finish(&pair, 0, &sums).call(simd);
+        }
     }
 }
 

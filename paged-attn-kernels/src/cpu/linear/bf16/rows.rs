@@ -8,14 +8,16 @@ use crate::cpu::simd::{Kernel, Simd};
 /// Most rows of a [`Direct`] product.
 pub(super) const MAX_DIRECT_ROWS: usize = 4;
 
-/// A few rows times a panel, whose weights are widened in registers and used at once.
+/// A few rows times one or two panels, whose weights are widened in registers and used at once.
 pub(super) struct Direct<'a> {
     pub(super) layout: &'a PanelLayout,
-    pub(super) panel: &'a [u8],
+    pub(super) panels: &'a [&'a [u8]],
     /// Inputs of the rows' tile, `[step][TILE_ROWS][STEP]`.
     pub(super) x: &'a [f32],
-    /// Sums of the tile's first rows, from zero; at most [`MAX_DIRECT_ROWS`].
-    pub(super) sums: &'a mut [[f32; LANES]],
+    /// At most [`MAX_DIRECT_ROWS`].
+    pub(super) num_rows: usize,
+    /// Sums of each panel's rows, from zero.
+    pub(super) sums: &'a mut [[[f32; LANES]; TILE_ROWS]; 2],
 }
 
 impl Kernel for Direct<'_> {
@@ -23,7 +25,7 @@ impl Kernel for Direct<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
-        match self.sums.len() {
+        match self.num_rows {
             1 => self.rows::<S, 1>(simd),
             2 => self.rows::<S, 2>(simd),
             3 => self.rows::<S, 3>(simd),
@@ -38,16 +40,18 @@ impl Direct<'_> {
     fn rows<S: Simd, const ROWS: usize>(self, simd: S) {
         let num_steps = self.layout.num_steps;
         assert!(self.x.len() >= num_steps * TILE_STEP && ROWS <= TILE_ROWS);
-        let steps = Steps::new(self.layout, self.panel, 0, num_steps);
-        let mut sums = [simd.splat(0.0); ROWS];
-        // SAFETY: there are `num_steps` steps of weights and of inputs, as asserted.
-        unsafe {
-            with_bits!(
-                self.layout.format,
-                direct[ROWS](simd, steps, self.x.as_ptr(), &mut sums)
-            );
-            for (out, sum) in self.sums.iter_mut().zip(sums) {
-                simd.store(out.as_mut_ptr(), sum);
+        for (panel, out) in self.panels.iter().zip(self.sums) {
+            let steps = Steps::new(self.layout, panel, 0, num_steps);
+            let mut sums = [simd.splat(0.0); ROWS];
+            // SAFETY: there are `num_steps` steps of weights and of inputs, as asserted.
+            unsafe {
+                with_bits!(
+                    self.layout.format,
+                    direct[ROWS](simd, steps, self.x.as_ptr(), &mut sums)
+                );
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    simd.store(out.as_mut_ptr(), sum);
+                }
             }
         }
     }
