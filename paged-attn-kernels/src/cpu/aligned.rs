@@ -9,15 +9,18 @@ use bytemuck::Zeroable;
 #[repr(C, align(64))]
 pub(crate) struct Line([u8; 64]);
 
-/// A buffer that grows as needed.
+/// A buffer that grows as needed, and does not shrink: what is added is made zero, which a buffer
+/// that takes turns in two lengths should not pay for at each turn.
 #[derive(Default)]
 pub(crate) struct Lines(Vec<Line>);
 
 impl Lines {
-    /// Makes room for `num_bytes`. What is added is zero.
-    pub(crate) fn resize(&mut self, num_bytes: usize) {
-        self.0
-            .resize(num_bytes.div_ceil(size_of::<Line>()), Line::zeroed());
+    /// Makes room for `num_bytes`, at least.
+    pub(crate) fn grow(&mut self, num_bytes: usize) {
+        let num_lines = num_bytes.div_ceil(size_of::<Line>());
+        if num_lines > self.0.len() {
+            self.0.resize(num_lines, Line::zeroed());
+        }
     }
 
     pub(crate) fn as_slice<T: bytemuck::Pod>(&self) -> &[T] {
@@ -40,9 +43,9 @@ pub struct AlignedFloats {
 }
 
 impl AlignedFloats {
-    /// Makes the buffer `len` elements long. What it had not held before is zero.
+    /// Makes the buffer `len` elements long. Those it never had are zero, others what they were.
     pub fn resize(&mut self, len: usize) {
-        self.lines.resize(len * size_of::<f32>());
+        self.lines.grow(len * size_of::<f32>());
         self.len = len;
     }
 }

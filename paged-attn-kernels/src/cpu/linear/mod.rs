@@ -190,7 +190,8 @@ impl Output<'_> {
         self.out.address(row * self.width + self.first + start)
     }
 
-    /// [`store`](Self::store) of the first `lanes` sums of a panel.
+    /// [`store`](Self::store) of the first `lanes` sums of a panel; all of them as one vector, since
+    /// the compiler would add a residual number by number.
     #[inline(always)]
     fn store_lanes<S: Simd>(
         &self,

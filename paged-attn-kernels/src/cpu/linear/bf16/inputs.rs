@@ -52,7 +52,7 @@ impl Inputs {
         let num_tiles = num_rows.div_ceil(TILE_ROWS);
         self.num_steps = cols / STEP;
         let len = num_tiles * self.num_steps * TILE_STEP;
-        self.values.resize(len * size_of::<T>());
+        self.values.grow(len * size_of::<T>());
         let values = DisjointSlice::new(&mut self.values.as_mut_slice::<T>()[..len]);
         // A few rows are sooner done than shared out.
         let num_tasks = if x.len() < MIN_PARALLEL {

@@ -279,7 +279,7 @@ impl Product<'_> {
         for (p, panel) in pair.clone().enumerate() {
             for steps in self.chunks(CHUNK_STEPS / 2) {
                 let len = steps.len() * STEP * LANES;
-                scratch.weights.resize(len * size_of::<f32>());
+                scratch.weights.grow(len * size_of::<f32>());
                 let decode = rows::Decode {
                     layout: &self.w.layout,
                     panel: self.w.panel(panel),
@@ -313,7 +313,9 @@ impl Product<'_> {
                 let (start, end) = (steps.start == 0, steps.end == num_steps);
                 // Sums that are not carried on need no place of their own.
                 let num_sums = if start && end { 1 } else { num_blocks };
-                scratch.sums.resize(num_sums, ZERO_SUMS);
+                if scratch.sums.len() < num_sums {
+                    scratch.sums.resize(num_sums, ZERO_SUMS);
+                }
                 let len = self.widen_pair(pair.clone(), &steps, scratch);
                 let weights = scratch.weights.as_slice::<u16>();
                 let weights = [&weights[..len], &weights[len..2 * len]];
@@ -343,7 +345,7 @@ impl Product<'_> {
         scratch: &mut Scratch,
     ) -> usize {
         let len = steps.len() * amx::WEIGHTS_STEP;
-        scratch.weights.resize(2 * len * size_of::<u16>());
+        scratch.weights.grow(2 * len * size_of::<u16>());
         let weights = scratch.weights.as_mut_slice::<u16>();
         for (panel, weights) in panels.zip(weights.chunks_exact_mut(len)) {
             let decode = amx::Decode {
