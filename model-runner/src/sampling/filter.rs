@@ -1,16 +1,16 @@
 //! Which tokens may be drawn: min-p, top-k, top-p.
 
-use super::softmax::{exp_nonpositive, weigh};
+use super::softmax::{CHUNK, Sum, sum_where, units, weigh, weight};
 use super::top::{Ranked, top_n};
 use crate::SamplingParams;
 
 /// Buffers that a draw reuses; nothing in them outlives it.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
-    /// Unnormalised probability of each token of the vocabulary.
+    /// Weight of each token of the vocabulary.
     pub(super) weights: Vec<f32>,
-    /// Sums of `weights` by chunk.
-    pub(super) chunk_sums: Vec<f64>,
+    /// Sums of `weights` by chunk, in units.
+    pub(super) chunk_sums: Vec<u64>,
     /// What the filters kept.
     pub(super) kept: Vec<Ranked>,
 }
@@ -35,13 +35,13 @@ fn top_k(params: &SamplingParams, vocab_size: usize) -> Option<usize> {
 ///
 /// Ties fall to the lower id. `max` is the largest logit, `temperature > 0`.
 pub(super) fn keep(logits: &[f32], max: f32, params: &SamplingParams, buffers: &mut Buffers) {
-    let weight = |c: &Ranked| exp_nonpositive((c.logit - max) / params.temperature);
+    let weight = |c: &Ranked| weight((c.logit - max) / params.temperature);
     if let Some(k) = top_k(params, logits.len()) {
         // What min-p keeps is a head of the same order, so it may come second: k weights, not a vocabulary of them.
         top_n(logits, k, &mut buffers.kept);
         buffers.kept.retain(|c| weight(c) >= params.min_p);
         if params.top_p < 1.0 {
-            let total = buffers.kept.iter().map(|c| f64::from(weight(c))).sum();
+            let total = buffers.kept.iter().map(|c| in_units(weight(c))).sum();
             cut_nucleus(&mut buffers.kept, weight, params.top_p, total);
         }
     } else {
@@ -51,21 +51,21 @@ pub(super) fn keep(logits: &[f32], max: f32, params: &SamplingParams, buffers: &
             kept,
         } = buffers;
         weigh(logits, max, params.temperature, weights, chunk_sums);
-        let total: f64 = if params.min_p > 0.0 {
-            let likely = weights.iter().filter(|&&w| w >= params.min_p);
-            likely.map(|&w| f64::from(w)).sum()
+        let total: Sum = if params.min_p > 0.0 {
+            let likely = |block| Sum::from(sum_where(block, |w| w >= params.min_p));
+            weights.chunks(CHUNK).map(likely).sum()
         } else {
-            chunk_sums.iter().sum()
+            chunk_sums.iter().map(|&s| Sum::from(s)).sum()
         };
         // All tokens under this weight together are less than half of what top-p leaves out: the
         // nucleus lies above it, and only what lies above needs sorting.
-        let outside = (1.0 - f64::from(params.top_p)) * total;
+        let outside = (1.0 - f64::from(params.top_p)) * total as f64 / units(1.0) as f64;
         let floor = (0.5 * outside / logits.len() as f64) as f32;
         kept.clear();
         let tokens = (0..).zip(logits).zip(weights.iter());
         kept.extend(
             tokens
-                .filter(|&(_, &w)| w >= params.min_p && w >= floor && w > 0.0)
+                .filter(|&((_, &x), &w)| w >= params.min_p && w >= floor && x > f32::NEG_INFINITY)
                 .map(|((token, &logit), _)| Ranked { logit, token }),
         );
         if params.top_p < 1.0 {
@@ -76,28 +76,33 @@ pub(super) fn keep(logits: &[f32], max: f32, params: &SamplingParams, buffers: &
 }
 
 /// Leaves the best candidates up to and with the one that brings their share of `total` to `top_p`.
-fn cut_nucleus(kept: &mut Vec<Ranked>, weight: impl Fn(&Ranked) -> f32, top_p: f32, total: f64) {
-    let wanted = f64::from(top_p) * total;
-    // Most nuclei are small: sort ever larger heads until one holds enough. The margin covers sums
-    // in another order.
+///
+/// That share is counted in whole units, rounded up.
+fn cut_nucleus(kept: &mut Vec<Ranked>, weight: impl Fn(&Ranked) -> f32, top_p: f32, total: Sum) {
+    let wanted = (f64::from(top_p) * total as f64).ceil() as Sum;
+    // Most nuclei are small: sort ever larger heads until one holds enough.
     let mut head = 64;
     while head < kept.len() {
         kept.select_nth_unstable_by(head, Ranked::best_first);
-        let reached: f64 = kept[..head].iter().map(|c| f64::from(weight(c))).sum();
-        if reached > wanted * (1.0 + 1e-9) {
+        let reached: Sum = kept[..head].iter().map(|c| in_units(weight(c))).sum();
+        if reached >= wanted {
             kept.truncate(head);
         }
         head *= 4;
     }
     kept.sort_unstable_by(Ranked::best_first);
-    let mut reached = 0.0;
+    let mut reached = 0;
     let inside = kept.iter().take_while(|c| {
         let still_short = reached < wanted;
-        reached += f64::from(weight(c));
+        reached += in_units(weight(c));
         still_short
     });
     let len = inside.count();
     kept.truncate(len);
+}
+
+fn in_units(weight: f32) -> Sum {
+    Sum::from(units(f64::from(weight)))
 }
 
 #[cfg(test)]

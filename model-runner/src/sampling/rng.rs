@@ -7,6 +7,8 @@
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const NUM_ROUNDS: usize = 10;
+/// Random bits in a uniform number.
+pub(super) const UNIFORM_BITS: u32 = 53;
 
 /// One block of Philox4x32-10: 128 random bits for a counter and a key.
 ///
@@ -37,9 +39,14 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 /// Key: the seed, low word first. Counter: `[position, 0, 0, 0]`. The 53 high
 /// bits of words 1 (high) and 0 (low) of the block become the fraction.
 pub fn uniform(seed: u64, position: u32) -> f64 {
+    uniform_bits(seed, position) as f64 / (1u64 << UNIFORM_BITS) as f64
+}
+
+/// [`uniform`] times `2^UNIFORM_BITS`, a whole number.
+pub(super) fn uniform_bits(seed: u64, position: u32) -> u64 {
     let block = philox4x32([position, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
     let bits = u64::from(block[1]) << 32 | u64::from(block[0]);
-    (bits >> 11) as f64 / (1u64 << 53) as f64
+    bits >> (64 - UNIFORM_BITS)
 }
 
 #[cfg(test)]

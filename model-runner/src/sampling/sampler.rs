@@ -3,8 +3,8 @@
 use super::adjust::{Occurrences, adjust, changes_logits};
 use super::filter::{Buffers, filters, keep};
 use super::logprobs::{logprob, rank, token_logprobs, top_logprobs};
-use super::rng::uniform;
-use super::softmax::{CHUNK, exp_nonpositive, log_sum_exp, max_logit, weigh};
+use super::rng::{UNIFORM_BITS, uniform_bits};
+use super::softmax::{CHUNK, Sum, log_sum_exp, max_logit, units, weigh, weight};
 use super::top::{Ranked, first_with, top_n};
 use crate::{Candidate, RowError, RowOutput, SamplingParams, TokenId, TokenLogprobs, Want};
 
@@ -45,10 +45,11 @@ impl<'a> DrawContext<'a> {
 ///                                  -> temperature -> min-p, top-k, top-p -> draw
 /// ```
 ///
-/// The draw: `u` is the [`uniform`] number of (seed, position), the weights
-/// are `e^((x - max) / temperature)` of the kept tokens, and the token is the
-/// first, by ascending id, at which their running sum exceeds `u` times their
-/// total. Any device can repeat that.
+/// The draw: `u` is the [`uniform`](super::uniform) number of (seed, position),
+/// the weights are `e^((x - max) / temperature)` of the kept tokens, each
+/// rounded to a multiple of 2^-40, and the token is the first, by ascending id,
+/// at which their running sum exceeds `u` times their total, rounded down to
+/// such a multiple. The sums are exact: any device can repeat that.
 #[derive(Debug, Default)]
 pub struct Sampler {
     adjusted: Vec<f32>,
@@ -226,7 +227,7 @@ fn choose(
     if temperature == 0.0 {
         return first_with(logits, max);
     }
-    let u = uniform(params.seed, position);
+    let u = uniform_bits(params.seed, position);
     if filters(params, logits.len()) {
         keep(logits, max, params, buffers);
         draw_kept(&buffers.kept, max, temperature, u)
@@ -242,44 +243,37 @@ fn choose(
 }
 
 /// Inverse of the cumulative distribution over the whole vocabulary.
-fn draw(weights: &[f32], chunk_sums: &[f64], u: f64) -> TokenId {
-    let target = u * chunk_sums.iter().sum::<f64>();
-    let mut before = 0.0;
-    let mut last = 0;
+fn draw(weights: &[f32], chunk_sums: &[u64], u: u64) -> TokenId {
+    let target = target(chunk_sums.iter().map(|&s| Sum::from(s)).sum(), u);
+    let mut before: Sum = 0;
     for (chunk, (block, &sum)) in weights.chunks(CHUNK).zip(chunk_sums).enumerate() {
-        if before + sum > target {
-            let mut reached = before;
-            for (i, &w) in block.iter().enumerate() {
-                reached += f64::from(w);
-                if w > 0.0 {
-                    last = chunk * CHUNK + i;
-                    if reached > target {
-                        return last as TokenId;
-                    }
-                }
-            }
+        if before + Sum::from(sum) > target {
+            let passes = |&w: &f32| {
+                before += Sum::from(units(f64::from(w)));
+                before > target
+            };
+            let within = block.iter().position(passes).unwrap_or_default();
+            return (chunk * CHUNK + within) as TokenId;
         }
-        before += sum;
+        before += Sum::from(sum);
     }
-    // Sums in two orders can differ in the last bit; then the target lies past the last token.
-    last as TokenId
+    // The target is under the total: only a row without weights comes here, and none has none.
+    0
 }
 
 /// The same over the kept tokens, which are in ascending order of id.
-fn draw_kept(kept: &[Ranked], max: f32, temperature: f32, u: f64) -> TokenId {
-    let weight = |c: &Ranked| f64::from(exp_nonpositive((c.logit - max) / temperature));
-    let target = u * kept.iter().map(weight).sum::<f64>();
-    let mut reached = 0.0;
-    let mut last = 0;
-    for c in kept {
-        let w = weight(c);
-        reached += w;
-        if w > 0.0 {
-            last = c.token;
-            if reached > target {
-                break;
-            }
-        }
-    }
-    last
+fn draw_kept(kept: &[Ranked], max: f32, temperature: f32, u: u64) -> TokenId {
+    let weight = |c: &Ranked| Sum::from(units(f64::from(weight((c.logit - max) / temperature))));
+    let target = target(kept.iter().map(weight).sum(), u);
+    let mut reached = 0;
+    let drawn = kept.iter().find(|c| {
+        reached += weight(c);
+        reached > target
+    });
+    drawn.map_or(0, |c| c.token)
+}
+
+/// `u` times `total`, rounded down: what the running sum of the drawn token exceeds.
+fn target(total: Sum, u: u64) -> Sum {
+    (total * Sum::from(u)) >> UNIFORM_BITS
 }
