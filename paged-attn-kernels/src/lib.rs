@@ -52,6 +52,7 @@
 mod cache;
 pub mod cpu;
 mod element;
+pub mod emulator;
 mod error;
 mod layout;
 pub mod reference;
