@@ -7,10 +7,8 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use pageloom_paged_attn_kernels::cpu::{
-    AttendArgs, AttendBatch, AttendPlan, ThreadPool, attend, write_kv,
-};
-use pageloom_paged_attn_kernels::{CacheLayout, KvCache, KvDtype, Rows, RowsMut};
+use pageloom_paged_attn_kernels::cpu::{AttendArgs, AttendPlan, ThreadPool, attend, write_kv};
+use pageloom_paged_attn_kernels::{AttendBatch, CacheLayout, KvCache, KvDtype, Rows, RowsMut};
 
 const NUM_HEADS: usize = 9;
 const NUM_KV_HEADS: usize = 3;

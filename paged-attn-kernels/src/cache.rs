@@ -50,8 +50,14 @@ impl KvCache {
     /// Reserves a cache of zeros.
     ///
     /// # Errors
-    /// Those of [`CacheLayout::validate`], and [`KernelError::OutOfMemory`] if the system refuses.
+    /// Those of [`CacheLayout::validate`], [`KernelError::KvDtype`] for a format that the CPU back
+    /// end does not have, and [`KernelError::OutOfMemory`] if the system refuses.
     pub fn new(layout: CacheLayout) -> Result<Self, KernelError> {
+        if matches!(layout.dtype, KvDtype::F16 | KvDtype::Fp8) {
+            return Err(KernelError::KvDtype {
+                dtype: layout.dtype,
+            });
+        }
         let bytes = layout.total_bytes()?;
         let slab =
             MmapMut::map_anon(bytes + TAIL_ELEMENTS * layout.dtype.bytes()).map_err(|e| {
@@ -147,20 +153,7 @@ impl KvCache {
         name: &'static str,
     ) -> Result<(usize, usize), KernelError> {
         let layout = &self.layout;
-        layout.check_layer(layer)?;
-        if slot as usize >= layout.num_slots() {
-            return Err(KernelError::Slot {
-                token: 0,
-                slot,
-                num_slots: layout.num_slots(),
-            });
-        }
-        if head >= layout.num_kv_heads {
-            return Err(KernelError::HeadGroups {
-                num_heads: head + 1,
-                num_kv_heads: layout.num_kv_heads,
-            });
-        }
+        layout.check_token(layer, slot, head)?;
         if len != layout.head_dim {
             return Err(KernelError::Rows {
                 name,
@@ -181,13 +174,14 @@ impl KvCache {
             KvDtype::F32 => self.elements::<f32>()[index],
             KvDtype::Bf16 => self.elements::<bf16>()[index].to_f32(),
             KvDtype::Int8 => self.elements::<i8>()[index].to_f32(),
+            KvDtype::F16 | KvDtype::Fp8 => unreachable!("refused by KvCache::new"),
         }
     }
 
     /// What a token's elements of a panel are multiplied by.
     fn scale(&self, panel: usize, offset: usize) -> f32 {
         match self.layout.dtype {
-            KvDtype::F32 | KvDtype::Bf16 => 1.0,
+            KvDtype::F32 | KvDtype::Bf16 | KvDtype::F16 | KvDtype::Fp8 => 1.0,
             KvDtype::Int8 => {
                 let at = panel + self.layout.panel_len() + offset * size_of::<f32>();
                 bytemuck::pod_read_unaligned(&self.slab[at..at + size_of::<f32>()])

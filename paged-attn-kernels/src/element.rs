@@ -125,6 +125,26 @@ fn within<const N: usize>(lanes: &mut [f32], norm: f32) {
     *lanes = x.map(|x| x * norm);
 }
 
+/// The scale at which a row's largest magnitude is `top`, and what to multiply numbers by to get
+/// there: NaN and 0 for a row with an infinity or a NaN, 0 and 0 for one whose scale would be below
+/// the smallest normal number.
+#[inline]
+pub(crate) fn scale_to(top: f32, row: &[f32]) -> (f32, f32) {
+    // Magnitudes order as their bits do, infinities and NaNs last.
+    let magnitude = |x: &f32| (x.to_bits() & 0x7fff_ffff) as i32;
+    let largest = row.iter().map(magnitude).fold(0, i32::max);
+    let largest = f32::from_bits(largest as u32);
+    if !largest.is_finite() {
+        return (f32::NAN, 0.0);
+    }
+    // A few ulp below the largest f32, so that the product with the scale stays finite.
+    let scale = largest.min(f32::MAX * (1.0 - 4.0 * f32::EPSILON)) / top;
+    if scale < f32::MIN_POSITIVE {
+        return (0.0, 0.0);
+    }
+    (scale, top / largest)
+}
+
 impl Element for i8 {
     const SCALED: bool = true;
 
@@ -146,19 +166,7 @@ impl Element for i8 {
     /// (1.5e-36) gets 0 and reads as zeros.
     #[inline]
     fn scale_of(row: &[f32]) -> (f32, f32) {
-        // Magnitudes order as their bits do, infinities and NaNs last.
-        let magnitude = |x: &f32| (x.to_bits() & 0x7fff_ffff) as i32;
-        let largest = row.iter().map(magnitude).fold(0, i32::max);
-        let largest = f32::from_bits(largest as u32);
-        if !largest.is_finite() {
-            return (f32::NAN, 0.0);
-        }
-        // A few ulp below the largest f32, so that the product with the scale stays finite.
-        let scale = largest.min(f32::MAX * (1.0 - 4.0 * f32::EPSILON)) / INT8_MAX;
-        if scale < f32::MIN_POSITIVE {
-            return (0.0, 0.0);
-        }
-        (scale, INT8_MAX / largest)
+        scale_to(INT8_MAX, row)
     }
 
     #[inline(always)]

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::KvDtype;
+
 /// Why an operation was refused. Nothing has been read or written when one is returned.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
@@ -17,6 +19,12 @@ pub enum KernelError {
     BlockSize {
         /// The block size asked for, in tokens.
         block_size: usize,
+    },
+    /// A format of pages that the CPU back end does not have.
+    #[error("{} pages exist on CUDA devices only", dtype.name())]
+    KvDtype {
+        /// The format.
+        dtype: KvDtype,
     },
     /// A dimension that must not be zero is.
     #[error("{name} must not be zero")]

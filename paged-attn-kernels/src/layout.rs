@@ -31,6 +31,12 @@ pub enum KvDtype {
     /// below 1.5e-36 throughout, as zeros. Keys above 2e37 may overflow in the rotation and read as
     /// NaN. With 64 dimensions a token takes 53 % of what it takes in bf16.
     Int8,
+    /// IEEE half precision: half the memory, 11 bits of precision, numbers up to 65504. On CUDA
+    /// devices only.
+    F16,
+    /// 8-bit floats (e4m3: 4 bits of precision) with an f32 scale for each token and head, keys and
+    /// values apart: the largest magnitude over 448. On CUDA devices only.
+    Fp8,
 }
 
 impl KvDtype {
@@ -38,25 +44,27 @@ impl KvDtype {
     pub fn bytes(self) -> usize {
         match self {
             KvDtype::F32 => size_of::<f32>(),
-            KvDtype::Bf16 => size_of::<bf16>(),
-            KvDtype::Int8 => size_of::<i8>(),
+            KvDtype::Bf16 | KvDtype::F16 => size_of::<bf16>(),
+            KvDtype::Int8 | KvDtype::Fp8 => size_of::<i8>(),
         }
     }
 
     /// Bytes of the scale that a token's key or value of a head has.
     pub fn scale_bytes(self) -> usize {
         match self {
-            KvDtype::F32 | KvDtype::Bf16 => 0,
-            KvDtype::Int8 => size_of::<f32>(),
+            KvDtype::F32 | KvDtype::Bf16 | KvDtype::F16 => 0,
+            KvDtype::Int8 | KvDtype::Fp8 => size_of::<f32>(),
         }
     }
 
-    /// Name as the command line spells it: `f32`, `bf16`, `int8`.
+    /// Name as the command line spells it: `f32`, `bf16`, `f16`, `int8`, `fp8`.
     pub fn name(self) -> &'static str {
         match self {
             KvDtype::F32 => "f32",
             KvDtype::Bf16 => "bf16",
             KvDtype::Int8 => "int8",
+            KvDtype::F16 => "f16",
+            KvDtype::Fp8 => "fp8",
         }
     }
 }
@@ -200,6 +208,30 @@ impl CacheLayout {
             layer,
             num_layers: self.num_layers,
         })
+    }
+
+    /// Refuses a layer, slot or head that the cache does not have.
+    pub(crate) fn check_token(
+        &self,
+        layer: usize,
+        slot: u32,
+        head: usize,
+    ) -> Result<(), KernelError> {
+        self.check_layer(layer)?;
+        if slot as usize >= self.num_slots() {
+            return Err(KernelError::Slot {
+                token: 0,
+                slot,
+                num_slots: self.num_slots(),
+            });
+        }
+        if head >= self.num_kv_heads {
+            return Err(KernelError::HeadGroups {
+                num_heads: head + 1,
+                num_kv_heads: self.num_kv_heads,
+            });
+        }
+        Ok(())
     }
 
     /// Refuses caches whose blocks are not alike; how many blocks each has does not matter.

@@ -5,9 +5,9 @@
 //! take slots and tables as plain integers, so any allocator can own the blocks.
 //!
 //! ```
-//! use pageloom_paged_attn_kernels::cpu::{AttendArgs, AttendBatch, AttendPlan, ThreadPool};
+//! use pageloom_paged_attn_kernels::cpu::{AttendArgs, AttendPlan, ThreadPool};
 //! use pageloom_paged_attn_kernels::cpu::{attend, write_kv};
-//! use pageloom_paged_attn_kernels::{CacheLayout, KvCache, KvDtype, Rows, RowsMut};
+//! use pageloom_paged_attn_kernels::{AttendBatch, CacheLayout, KvCache, KvDtype, Rows, RowsMut};
 //!
 //! let pool = ThreadPool::new(2);
 //! let mut cache = KvCache::new(CacheLayout {
@@ -49,6 +49,7 @@
 //! # Ok::<(), pageloom_paged_attn_kernels::KernelError>(())
 //! ```
 
+mod batch;
 mod cache;
 pub mod cpu;
 mod element;
@@ -58,6 +59,7 @@ mod layout;
 pub mod reference;
 mod rows;
 
+pub use batch::AttendBatch;
 pub use cache::KvCache;
 pub use error::KernelError;
 pub use layout::{CacheLayout, KvDtype};

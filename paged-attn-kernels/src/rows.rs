@@ -84,7 +84,8 @@ impl<'a> RowsMut<'a> {
     }
 }
 
-fn check(
+/// Checks that `num_rows` rows of `width` at `stride` lie inside of `len` elements.
+pub(crate) fn check(
     name: &'static str,
     num_rows: usize,
     width: usize,

@@ -5,9 +5,11 @@ mod common;
 use common::Random;
 use half::bf16;
 use pageloom_paged_attn_kernels::cpu::{
-    AttendArgs, AttendBatch, AttendPlan, ThreadPool, attend, copy_blocks, write_kv,
+    AttendArgs, AttendPlan, ThreadPool, attend, copy_blocks, write_kv,
 };
-use pageloom_paged_attn_kernels::{CacheLayout, KernelError, KvCache, KvDtype, Rows, RowsMut};
+use pageloom_paged_attn_kernels::{
+    AttendBatch, CacheLayout, KernelError, KvCache, KvDtype, Rows, RowsMut,
+};
 
 const LAYOUT: CacheLayout = CacheLayout {
     num_layers: 3,

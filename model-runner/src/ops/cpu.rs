@@ -5,11 +5,11 @@ mod matrix;
 use std::sync::Arc;
 
 use pageloom_paged_attn_kernels::cpu::{
-    AlignedFloats, AttendArgs, AttendBatch, AttendPlan, Epilogue, Heads, Isa, LinearScratch,
-    PackedMatrix, RopeAngles, ThreadPool, attend, copy_blocks, linear, linear_silu_mul, rms_norm,
-    rms_norm_heads, rope, swap_blocks, write_kv,
+    AlignedFloats, AttendArgs, AttendPlan, Epilogue, Heads, Isa, LinearScratch, PackedMatrix,
+    RopeAngles, ThreadPool, attend, copy_blocks, linear, linear_silu_mul, rms_norm, rms_norm_heads,
+    rope, swap_blocks, write_kv,
 };
-use pageloom_paged_attn_kernels::{CacheLayout, KernelError, KvCache, Rows, RowsMut};
+use pageloom_paged_attn_kernels::{AttendBatch, CacheLayout, KernelError, KvCache, Rows, RowsMut};
 
 use super::{Backend, Linear, QkvLayout};
 use crate::batch::Batch;

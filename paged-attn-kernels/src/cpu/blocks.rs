@@ -50,6 +50,7 @@ pub fn write_kv(
         KvDtype::F32 => write::<f32>(pool, cache, layer, slots, (k, v)),
         KvDtype::Bf16 => write::<bf16>(pool, cache, layer, slots, (k, v)),
         KvDtype::Int8 => write::<i8>(pool, cache, layer, slots, (k, v)),
+        dtype @ (KvDtype::F16 | KvDtype::Fp8) => return Err(KernelError::KvDtype { dtype }),
     }
     Ok(())
 }

@@ -102,7 +102,8 @@ pub struct Heads {
 }
 
 impl Heads {
-    fn check(&self, width: usize) -> Result<(), KernelError> {
+    /// Refuses heads that reach past rows of `width`.
+    pub(crate) fn check(&self, width: usize) -> Result<(), KernelError> {
         for (name, value) in [("heads: head_dim", self.head_dim), ("heads: width", width)] {
             if value == 0 {
                 return Err(KernelError::Zero { name });

@@ -13,7 +13,7 @@ mod simd;
 
 pub use affinity::{allowed_cpus, check_cpus, pin_current_thread};
 pub use aligned::AlignedFloats;
-pub use attention::{AttendArgs, AttendBatch, AttendPlan, attend};
+pub use attention::{AttendArgs, AttendPlan, attend};
 pub use blocks::{copy_blocks, swap_blocks, write_kv};
 pub use elementwise::{Heads, RopeAngles, gated_row, rms_norm, rms_norm_heads, rope};
 pub use isa::Isa;

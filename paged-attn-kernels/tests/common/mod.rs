@@ -1,10 +1,10 @@
 //! A paged cache with random contents, and the same tokens for the reference.
 #![allow(dead_code)] // Each test file uses a part of it.
 
-use pageloom_paged_attn_kernels::cpu::{
-    AttendArgs, AttendBatch, AttendPlan, Isa, ThreadPool, attend, write_kv,
+use pageloom_paged_attn_kernels::cpu::{AttendArgs, AttendPlan, Isa, ThreadPool, attend, write_kv};
+use pageloom_paged_attn_kernels::{
+    AttendBatch, CacheLayout, KvCache, KvDtype, Rows, RowsMut, reference,
 };
-use pageloom_paged_attn_kernels::{CacheLayout, KvCache, KvDtype, Rows, RowsMut, reference};
 
 /// xorshift64*: a fixed sequence for each seed, on every platform.
 #[derive(Clone)]
@@ -217,9 +217,15 @@ impl Paged {
     }
 
     pub(crate) fn reference(&self) -> Vec<f64> {
-        let scale = f64::from(self.shape.scale());
-        let heads = self.shape.num_heads();
-        reference::attend(&self.cache, LAYER, heads, &self.batch(), self.q(), scale).unwrap()
+        let query = reference::Query {
+            layer: LAYER,
+            num_heads: self.shape.num_heads(),
+            q: self.q(),
+            scale: f64::from(self.shape.scale()),
+            window: 0,
+            soft_cap: 0.0,
+        };
+        reference::attend(&self.cache, &self.batch(), &query).unwrap()
     }
 
     /// Largest difference from the reference, relative to the largest value.

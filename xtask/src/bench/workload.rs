@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use pageloom_paged_attn_kernels::cpu::{
-    AttendArgs, AttendBatch, AttendPlan, ThreadPool, attend, write_kv,
+use pageloom_paged_attn_kernels::cpu::{AttendArgs, AttendPlan, ThreadPool, attend, write_kv};
+use pageloom_paged_attn_kernels::{
+    AttendBatch, CacheLayout, KernelError, KvCache, KvDtype, Rows, RowsMut,
 };
-use pageloom_paged_attn_kernels::{CacheLayout, KernelError, KvCache, KvDtype, Rows, RowsMut};
 
 use super::lengths::SplitMix;
 

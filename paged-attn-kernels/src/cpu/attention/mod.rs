@@ -15,8 +15,8 @@ use super::simd::{self, Lanes};
 use half::bf16;
 use item::{AttendItem, HeadRows, MergeItem};
 use pages::Pages;
+pub use plan::AttendPlan;
 use plan::WorkItem;
-pub use plan::{AttendBatch, AttendPlan};
 use scratch::Scratch;
 
 use super::ThreadPool;
@@ -78,6 +78,7 @@ pub fn attend(
         KvDtype::F32 => run::<f32>(pool, cache, plan, args),
         KvDtype::Bf16 => run::<bf16>(pool, cache, plan, args),
         KvDtype::Int8 => run::<i8>(pool, cache, plan, args),
+        dtype @ (KvDtype::F16 | KvDtype::Fp8) => return Err(KernelError::KvDtype { dtype }),
     }
     Ok(())
 }

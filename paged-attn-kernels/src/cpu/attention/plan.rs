@@ -3,8 +3,9 @@
 use super::item::{MAX_ITEM_ROWS, QueryRows, SEGMENT_KEYS, partial_len};
 use super::micro::MAX_ROWS;
 use super::scratch::Scratch;
+use crate::batch::SequenceRows;
 use crate::cpu::Isa;
-use crate::{CacheLayout, KernelError};
+use crate::{AttendBatch, CacheLayout, KernelError};
 
 /// Items a thread should get so that the last ones to finish do not leave others idle for long.
 const ITEMS_PER_THREAD: usize = 4;
@@ -15,25 +16,6 @@ const PIECES_PER_THREAD: usize = 16;
 
 /// Fewest query rows an item is cut down to for the sake of balance.
 const MIN_ITEM_ROWS: usize = 24;
-
-/// The sequences of a step: query rows and the keys they see.
-///
-/// Sequence `s` has query rows `query_offsets[s]..query_offsets[s + 1]` of `q` and `out`: one for
-/// a decode, several for a prefill chunk. Its last row sees `context_lens[s]` keys, its own
-/// included; each row before sees one less. Its blocks are
-/// `block_tables[table_offsets[s]..table_offsets[s + 1]]`, in the order of its tokens; there may
-/// be more than the context needs.
-#[derive(Debug, Clone, Copy)]
-pub struct AttendBatch<'a> {
-    /// `num_seqs + 1` ascending offsets from 0.
-    pub query_offsets: &'a [u32],
-    /// `num_seqs` key counts, each at least the sequence's number of query rows.
-    pub context_lens: &'a [u32],
-    /// Block ids of all sequences, one after another.
-    pub block_tables: &'a [u32],
-    /// `num_seqs + 1` ascending offsets into `block_tables`.
-    pub table_offsets: &'a [u32],
-}
 
 /// What the items are made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,31 +130,15 @@ impl AttendPlan {
         self.sequences.clear();
         self.items.clear();
         self.merges.clear();
-        layout.validate()?;
-        if num_heads == 0 || !num_heads.is_multiple_of(layout.num_kv_heads) {
-            return Err(KernelError::HeadGroups {
-                num_heads,
-                num_kv_heads: layout.num_kv_heads,
-            });
-        }
-        let num_seqs = batch.context_lens.len();
-        let num_tables = batch.block_tables.len();
-        check_offsets(
-            "query_offsets",
-            batch.query_offsets,
-            num_seqs,
-            u32::MAX as usize,
-        )?;
-        check_offsets("table_offsets", batch.table_offsets, num_seqs, num_tables)?;
-        for s in 0..num_seqs {
-            self.add_sequence(layout, batch, s)?;
+        for sequence in batch.sequences(layout, num_heads)? {
+            self.add_sequence(&sequence?);
         }
         let group = num_heads / layout.num_kv_heads;
         self.cut_into_items(layout, group, num_threads.max(1));
         self.shape = Some(PlanShape {
             layout: *layout,
             num_heads,
-            num_tokens: batch.query_offsets[num_seqs] as usize,
+            num_tokens: batch.num_tokens(),
         });
         Ok(())
     }
@@ -182,47 +148,15 @@ impl AttendPlan {
         self.shape.map_or(0, |shape| shape.num_tokens)
     }
 
-    fn add_sequence(
-        &mut self,
-        layout: &CacheLayout,
-        batch: &AttendBatch<'_>,
-        s: usize,
-    ) -> Result<(), KernelError> {
-        let queries = batch.query_offsets[s] as usize..batch.query_offsets[s + 1] as usize;
-        let table = batch.table_offsets[s] as usize..batch.table_offsets[s + 1] as usize;
-        let table = &batch.block_tables[table];
-        let context_len = batch.context_lens[s] as usize;
-        if context_len < queries.len() {
-            return Err(KernelError::ContextTooShort {
-                sequence: s,
-                num_queries: queries.len(),
-                context_len,
-            });
-        }
-        let num_blocks = context_len.div_ceil(layout.block_size);
-        let Some(table) = table.get(..num_blocks) else {
-            return Err(KernelError::TableTooShort {
-                sequence: s,
-                num_blocks: table.len(),
-                block_size: layout.block_size,
-                context_len,
-            });
-        };
-        if let Some(&block) = table.iter().find(|&&b| b as usize >= layout.num_blocks) {
-            return Err(KernelError::Block {
-                block,
-                num_blocks: layout.num_blocks,
-            });
-        }
+    fn add_sequence(&mut self, sequence: &SequenceRows<'_>) {
         self.sequences.push(Sequence {
             table_start: self.block_tables.len(),
-            num_blocks,
-            query_start: queries.start,
-            num_queries: queries.len(),
-            context_len,
+            num_blocks: sequence.table.len(),
+            query_start: sequence.queries.start,
+            num_queries: sequence.queries.len(),
+            context_len: sequence.context_len,
         });
-        self.block_tables.extend_from_slice(table);
-        Ok(())
+        self.block_tables.extend_from_slice(sequence.table);
     }
 
     fn cut_into_items(&mut self, layout: &CacheLayout, group: usize, num_threads: usize) {
@@ -308,24 +242,4 @@ impl std::fmt::Debug for AttendPlan {
             .field("num_split", &self.merges.len())
             .finish_non_exhaustive()
     }
-}
-
-fn check_offsets(
-    name: &'static str,
-    offsets: &[u32],
-    num_seqs: usize,
-    total: usize,
-) -> Result<(), KernelError> {
-    let is_right = offsets.len() == num_seqs + 1
-        && offsets[0] == 0
-        && offsets.is_sorted()
-        && offsets[num_seqs] as usize <= total;
-    if is_right {
-        return Ok(());
-    }
-    Err(KernelError::Offsets {
-        name,
-        expected_len: num_seqs + 1,
-        total,
-    })
 }
