@@ -1,6 +1,8 @@
-//! Project tasks: `cargo xtask ci`, `cargo xtask sim`, `cargo xtask bench cpu` and other experiments.
+//! Project tasks: `cargo xtask ci`, `cargo xtask sim`, `cargo xtask kernels`, `cargo xtask gpu-bundle`,
+//! `cargo xtask bench cpu` and other experiments.
 
 mod bench;
+mod kernels;
 mod sim;
 mod simulated;
 
@@ -27,6 +29,8 @@ enum Task {
     },
     /// Simulates the engine: random scenarios, each request compared with itself alone
     Sim(sim::Args),
+    /// Builds the CUDA kernels: PTX, cubins, their table and their report
+    Kernels(kernels::Args),
     /// Experiments
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -36,6 +40,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Ci { args } => ci(&args),
         Task::Sim(args) => sim::run(&args),
+        Task::Kernels(args) => kernels::run(&args),
         Task::Bench(bench) => bench.run(),
     }
 }
