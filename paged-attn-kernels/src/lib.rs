@@ -52,6 +52,7 @@
 mod batch;
 mod cache;
 pub mod cpu;
+pub mod cuda;
 mod element;
 pub mod emulator;
 mod error;
