@@ -57,6 +57,7 @@ mod element;
 pub mod emulator;
 mod error;
 mod layout;
+mod paged_attention;
 pub mod reference;
 mod rows;
 
@@ -64,4 +65,5 @@ pub use batch::AttendBatch;
 pub use cache::KvCache;
 pub use error::KernelError;
 pub use layout::{CacheLayout, KvDtype};
+pub use paged_attention::{LayerQuery, PagedAttention};
 pub use rows::{Rows, RowsMut};

@@ -8,6 +8,7 @@ mod disjoint;
 mod elementwise;
 mod isa;
 mod linear;
+mod paged;
 mod pool;
 mod simd;
 
@@ -21,4 +22,5 @@ pub use linear::{
     BlockFormat, Epilogue, LinearScratch, MatrixDtype, PackedMatrix, linear, linear_silu_mul,
     quantise_row,
 };
+pub use paged::{Paged, PagedRows};
 pub use pool::ThreadPool;
