@@ -2,6 +2,7 @@
 //! `cargo xtask bench cpu` and other experiments.
 
 mod bench;
+mod gpu_bundle;
 mod kernels;
 mod sim;
 mod simulated;
@@ -31,6 +32,8 @@ enum Task {
     Sim(sim::Args),
     /// Builds the CUDA kernels: PTX, cubins, their table and their report
     Kernels(kernels::Args),
+    /// Gathers what checks and times the CUDA kernels on a machine with a GPU and without Rust
+    GpuBundle(gpu_bundle::Args),
     /// Experiments
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
         Task::Ci { args } => ci(&args),
         Task::Sim(args) => sim::run(&args),
         Task::Kernels(args) => kernels::run(&args),
+        Task::GpuBundle(args) => gpu_bundle::run(&args),
         Task::Bench(bench) => bench.run(),
     }
 }

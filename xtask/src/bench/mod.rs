@@ -2,6 +2,7 @@
 
 mod block_size;
 mod cpu;
+mod kernels;
 mod lengths;
 mod preemption;
 mod prefix_cache;
@@ -20,6 +21,8 @@ pub(crate) enum Bench {
     Cpu(Box<cpu::Args>),
     /// Runs a random model of 7 billion weights of 4 bits: speed of one stream, memory
     Large(cpu::LargeArgs),
+    /// Times the CUDA kernels on a GPU, against its copy rate and arithmetic
+    Kernels(kernels::Args),
     /// Replays request traces through the prefix cache: hit rate against pool size, beside Belady
     PrefixCache(prefix_cache::Args),
     /// Simulates loads up to and past what the pool holds: what each preemption mode costs
@@ -36,6 +39,7 @@ impl Bench {
             Bench::BlockSize(args) => block_size::run(args),
             Bench::Cpu(args) => cpu::run(args),
             Bench::Large(args) => cpu::run_large(args),
+            Bench::Kernels(args) => kernels::run(args),
             Bench::PrefixCache(args) => prefix_cache::run(args),
             Bench::Preemption(args) => preemption::run(args),
             Bench::Sharing(args) => sharing::run(args),
