@@ -25,6 +25,8 @@ struct Case {
     block_size: usize,
     /// Blocks in random order; else each sequence's are one run.
     shuffled: bool,
+    /// Keys split at fixed places, so that a sequence's bits do not depend on the batch.
+    batch_invariant: bool,
 }
 
 const LLAMA_8B: Case = Case {
@@ -37,6 +39,7 @@ const LLAMA_8B: Case = Case {
     queries: 1,
     block_size: 16,
     shuffled: true,
+    batch_invariant: false,
 };
 
 /// As in the paper: as many key-value heads as query heads.
@@ -108,7 +111,7 @@ impl Case {
             num_heads: self.num_heads,
             dtype: Dtype::Bf16,
             window: 0,
-            batch_invariant: false,
+            batch_invariant: self.batch_invariant,
             replayed: false,
         };
         plan.plan(&bench.stream, &shape, &batch)?;
@@ -264,6 +267,27 @@ pub(super) fn formats(bench: &mut Bench) -> Result<()> {
         let measure = Measure::Ratio(times.median / base.median);
         let name = format!("{} over bf16 ({:.4} ms)", case.name(), base.median);
         bench.add("Formats of pages, decode", name, times, measure);
+    }
+    Ok(())
+}
+
+/// What it costs that a sequence's bits do not depend on its batch.
+pub(super) fn fixed_splits(bench: &mut Bench) -> Result<()> {
+    for (batch, context) in [(1, 512), (1, 32_768), (8, 8192), (64, 2048)] {
+        let case = Case {
+            batch,
+            context,
+            ..LLAMA_8B
+        };
+        let base = case.time(bench)?;
+        let fixed = Case {
+            batch_invariant: true,
+            ..case
+        };
+        let times = fixed.time(bench)?;
+        let measure = Measure::Ratio(times.median / base.median);
+        let name = format!("{} over free splits ({:.4} ms)", case.name(), base.median);
+        bench.add("Splits at fixed places", name, times, measure);
     }
     Ok(())
 }

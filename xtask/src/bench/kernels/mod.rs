@@ -74,6 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     attention::paged_against_contiguous(&mut bench)?;
     attention::block_sizes(&mut bench)?;
     attention::formats(&mut bench)?;
+    attention::fixed_splits(&mut bench)?;
     attention::prefill(&mut bench)?;
     memory::run(&mut bench)?;
     let properties = device.properties();
