@@ -1,6 +1,6 @@
 //! The operations between linear layers: norms, rotary embedding, activations, embedding, bias.
 //!
-//! Rows may be strided and of any [`Dtype`](super::Dtype); arithmetic is f32. Kernels use 16-byte
+//! Rows may be strided and of any [`Dtype`]; arithmetic is f32. Kernels use 16-byte
 //! accesses where every row starts at a multiple of 16 bytes and the width is as much, and single
 //! elements elsewhere: same results, slower.
 //!
