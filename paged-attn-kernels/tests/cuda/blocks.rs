@@ -1,9 +1,7 @@
 //! Copies and swaps of blocks on a device.
 
-mod cuda_common;
-
-use cuda_common::strided::upload;
-use cuda_common::{Random, on_each};
+use crate::common::strided::upload;
+use crate::common::{Random, on_each};
 use pageloom_paged_attn_kernels::cuda::blocks::{
     BlockPairs, KvRows, WriteKvArgs, copy_blocks, swap_blocks, write_kv,
 };

@@ -1,10 +1,9 @@
 //! Norms on a device, against f64.
 
-#[macro_use]
-mod cuda_common;
-
-use cuda_common::strided::{PLACES, Place, Strided, assert_close, f64s, place, same_bits, upload};
-use cuda_common::{Random, TestData, on_each};
+use crate::common::strided::{
+    PLACES, Place, Strided, assert_close, f64s, place, same_bits, upload,
+};
+use crate::common::{Random, TestData, on_each};
 use half::f16;
 use pageloom_paged_attn_kernels::KernelError;
 use pageloom_paged_attn_kernels::cuda::elementwise::{NormArgs, layer_norm, rms_norm};

@@ -6,7 +6,7 @@ use pageloom_paged_attn_kernels::cuda::{Buffer, CudaError, Data, Device, Dtype, 
 use pageloom_paged_attn_kernels::reference::{self, Query};
 use pageloom_paged_attn_kernels::{AttendBatch, CacheLayout, KvDtype, Rows};
 
-use crate::cuda_common::{Random, TestData, on_each, relative_error};
+use crate::common::{Random, TestData, on_each, relative_error};
 
 /// Elements between rows of `q` and `out`.
 pub(crate) const GAP: usize = 8;

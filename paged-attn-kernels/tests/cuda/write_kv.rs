@@ -1,10 +1,8 @@
 //! Keys and values that a device wrote, against what the formats say.
 
-mod cuda_common;
-
-use cuda_common::strided::{Strided, place, same_bits, upload};
-use cuda_common::written::{bits, check, expected, f32s, read};
-use cuda_common::{Random, TestData, on_each};
+use crate::common::strided::{Strided, place, same_bits, upload};
+use crate::common::written::{bits, check, expected, f32s, read};
+use crate::common::{Random, TestData, on_each};
 use half::{bf16, f16};
 use pageloom_paged_attn_kernels::cpu::{self, Heads, RopeAngles, ThreadPool};
 use pageloom_paged_attn_kernels::cuda::blocks::{

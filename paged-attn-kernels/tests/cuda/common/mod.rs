@@ -1,5 +1,4 @@
 //! What the tests of CUDA kernels share: devices, random numbers, and how far from right is right.
-#![allow(dead_code, unused_macros)] // Each test file uses a part of it.
 
 pub(crate) mod strided;
 pub(crate) mod written;
@@ -35,7 +34,7 @@ pub(crate) fn on_each(test: impl Fn(&Device, &Stream)) {
 /// Calls a generic test with each type of activation.
 macro_rules! for_each_type {
     ($test:ident) => {
-        $crate::cuda_common::on_each(|device, stream| {
+        $crate::common::on_each(|device, stream| {
             $test::<f32>(device, stream);
             $test::<half::bf16>(device, stream);
             $test::<half::f16>(device, stream);

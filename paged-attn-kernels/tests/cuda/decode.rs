@@ -2,16 +2,15 @@
 //!
 //! What no sequence owns of a cache is NaN, and so is what outputs hold beforehand.
 
-mod cuda_common;
-mod decode;
+mod steps;
 
-use cuda_common::{TestData, on_each, relative_error};
-use decode::{Case, LAYER, Step, attend_into, check, check_halves, dense, run, run_over, upload};
+use crate::common::{TestData, on_each, relative_error};
 use half::{bf16, f16};
 use pageloom_paged_attn_kernels::cuda::attention::{AttendPlan, PlanShape};
 use pageloom_paged_attn_kernels::cuda::{CudaError, Dtype};
 use pageloom_paged_attn_kernels::reference::{self, Query};
 use pageloom_paged_attn_kernels::{AttendBatch, KernelError, KvDtype, Rows};
+use steps::{Case, LAYER, Step, attend_into, check, check_halves, dense, run, run_over, upload};
 
 const HALVES: [KvDtype; 4] = [KvDtype::Bf16, KvDtype::F16, KvDtype::Int8, KvDtype::Fp8];
 

@@ -1,10 +1,7 @@
 //! Activations, sums and embeddings on a device, against f64.
 
-#[macro_use]
-mod cuda_common;
-
-use cuda_common::strided::{PLACES, Place, Strided, assert_close, place, same_bits, upload};
-use cuda_common::{Random, TestData, on_each};
+use crate::common::strided::{PLACES, Place, Strided, assert_close, place, same_bits, upload};
+use crate::common::{Random, TestData, on_each};
 use half::{bf16, f16};
 use pageloom_paged_attn_kernels::KernelError;
 use pageloom_paged_attn_kernels::cuda::elementwise::{

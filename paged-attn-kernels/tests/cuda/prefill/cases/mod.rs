@@ -11,7 +11,7 @@ use half::{bf16, f16};
 pub(crate) use self::device::attend_on;
 pub(crate) use self::launch::{Output, launch};
 pub(crate) use self::pages::Kv;
-use super::cuda_common::Random;
+use crate::common::Random;
 
 /// One launch.
 #[derive(Debug, Clone)]

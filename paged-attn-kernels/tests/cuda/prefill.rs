@@ -4,11 +4,10 @@
 //! Slots that no row sees are NaN, outputs are poisoned, tables shuffled; the emulator faults on races
 //! in shared memory, on accesses outside of buffers, and on copies that are not waited for.
 
-mod cuda_common;
-mod prefill;
+mod cases;
 
-use cuda_common::on_each;
-use prefill::{Case, Input, Kv, Output, attend_on, launch};
+use crate::common::on_each;
+use cases::{Case, Input, Kv, Output, attend_on, launch};
 
 /// Relative error that all rows together may have, and each row alone.
 ///

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::cuda_common::Random;
+use crate::common::Random;
 
 /// Of pages; its name is that of the kernel's variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,7 @@
 //! Rotary position embedding on a device.
 
-#[macro_use]
-mod cuda_common;
-
-use cuda_common::strided::{Strided, assert_close, place, same_bits, upload};
-use cuda_common::{Random, TestData, on_each};
+use crate::common::strided::{Strided, assert_close, place, same_bits, upload};
+use crate::common::{Random, TestData, on_each};
 use pageloom_paged_attn_kernels::cpu::{self, Heads, RopeAngles, ThreadPool};
 use pageloom_paged_attn_kernels::cuda::elementwise::{
     Pairing, RopeArgs, Rotary, RotaryTable, rope,
