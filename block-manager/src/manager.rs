@@ -350,6 +350,12 @@ impl BlockManager {
         self.store.complete(step);
     }
 
+    /// Whether published blocks that the device evicts are kept on the host from now on, where there
+    /// is room; they are at first. O(1).
+    pub fn keep_evicted(&mut self, keep: bool) {
+        self.store.keeps_evicted = keep;
+    }
+
     /// Shows each [`CacheEvent`] since the last call once, oldest first. Nothing is noted unless
     /// [`Config::events`] is set.
     ///

@@ -43,6 +43,8 @@ pub(crate) struct Store {
     /// `None` unless asked for.
     pub(crate) events: Option<EventLog>,
     pub(crate) copied: Copied,
+    /// What the device evicts goes to the host.
+    pub(crate) keeps_evicted: bool,
     next_serial: u64,
 }
 
@@ -54,6 +56,7 @@ impl Store {
             transfers: TransferLog::default(),
             events: config.events.then(EventLog::default),
             copied: Copied::default(),
+            keeps_evicted: true,
             next_serial: 1,
         }
     }
@@ -250,7 +253,7 @@ impl Store {
         let identity = self.device.pool.get(block).identity();
         if let Some(twin) = self.host.find_identity(identity) {
             self.host.pool.touch(twin);
-        } else if self.host.pool.front().is_some() {
+        } else if self.keeps_evicted && self.host.pool.front().is_some() {
             let kept = self.copy_out(block, block);
             self.host.pool.drop_ref(kept);
             self.copied.by_eviction += 1;

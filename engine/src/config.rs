@@ -47,6 +47,8 @@ pub struct EngineConfig {
     pub preemption_mode: PreemptionMode,
     /// Share of the blocks that admission leaves to running sequences, in `[0, 1)`.
     pub watermark: f64,
+    /// While much is computed again after preemptions, admission leaves more free than that.
+    pub learn_headroom: bool,
     /// Guesses at the next tokens are computed with the last one; `None`, the default, for none.
     /// No output depends on it.
     pub speculative: Option<NgramConfig>,
@@ -75,6 +77,7 @@ impl Default for EngineConfig {
             scheduling_policy: scheduler.policy,
             preemption_mode: scheduler.preemption_mode,
             watermark: scheduler.watermark,
+            learn_headroom: scheduler.learn_headroom,
             speculative: None,
             hash_seed: 0,
             stall_timeout: Duration::from_secs(120),
@@ -174,6 +177,7 @@ impl EngineConfig {
             long_prefill_token_threshold: self.long_prefill_token_threshold,
             num_resident_blocks: self.num_resident_blocks(),
             watermark: self.watermark,
+            learn_headroom: self.learn_headroom,
             policy: self.scheduling_policy,
             preemption_mode: self.preemption_mode,
         }

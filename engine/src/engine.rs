@@ -8,7 +8,7 @@ use std::{
 
 use pageloom_block_manager::BlockManager;
 use pageloom_model_runner::{Batch, SamplingParams, TokenId};
-use pageloom_scheduler::{NewSequence, Scheduler, SeqEvent, SeqId, SeqResult};
+use pageloom_scheduler::{Admission, NewSequence, Scheduler, SeqEvent, SeqId, SeqResult};
 
 use crate::{
     EngineConfig, EngineError, EngineStats, Executor, FinishReason, Ngram, Proposer, Request,
@@ -221,6 +221,18 @@ impl Engine {
     /// [`EngineConfig::speculative`] says. No output depends on it.
     pub fn set_proposer(&mut self, proposer: Box<dyn Proposer + Send>) {
         self.proposer = Some(proposer);
+    }
+
+    /// Asks `admission` about every request before it begins, besides what blocks, seats and the
+    /// budget allow. For an engine without requests.
+    ///
+    /// A rule that refuses a request for ever stalls the engine once nothing else runs.
+    ///
+    /// # Panics
+    /// If any request is unfinished, a prefix of [`EngineConfig::shared_prefixes`] included: the
+    /// rule was not asked about it.
+    pub fn set_admission(&mut self, admission: Box<dyn Admission>) {
+        self.scheduler.set_admission(admission);
     }
 
     /// Whether any request is unfinished.

@@ -50,6 +50,7 @@
 mod async_engine;
 mod batch;
 mod beam;
+mod block_size;
 mod config;
 mod engine;
 mod error;
@@ -72,6 +73,7 @@ mod worker;
 
 pub use async_engine::{AsyncEngine, RequestStream};
 pub use beam::MAX_BEAMS;
+pub use block_size::{BlockSizeCost, BlockSizeInputs};
 pub use config::EngineConfig;
 pub use engine::Engine;
 pub use error::{EngineError, RequestError};

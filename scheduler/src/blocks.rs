@@ -205,7 +205,11 @@ impl Scheduler {
     }
 
     pub(crate) fn watermark_blocks(&self) -> usize {
-        let share = self.config.watermark + self.headroom.share();
+        let learned = match self.config.learn_headroom {
+            true => self.headroom.share(),
+            false => 0.0,
+        };
+        let share = self.config.watermark + learned;
         (share * self.blocks.config().num_blocks as f64).ceil() as usize
     }
 

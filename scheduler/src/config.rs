@@ -41,9 +41,11 @@ pub struct Config {
     /// let in that could not be finished without them.
     pub num_resident_blocks: usize,
     /// Share of the pool that admission leaves unused, in `[0, 1)`: room for running sequences
-    /// to grow, so that they do not preempt what was admitted just before. While too much is
-    /// recomputed, more is left. Ignored when nothing runs.
+    /// to grow, so that they do not preempt what was admitted just before. Ignored when nothing
+    /// runs.
     pub watermark: f64,
+    /// Whether more than the watermark is left free while too much is computed twice.
+    pub learn_headroom: bool,
     /// Who goes first.
     pub policy: SchedulingPolicy,
     /// What is done with the blocks of a preempted group.
@@ -61,6 +63,7 @@ impl Default for Config {
             long_prefill_token_threshold: 0,
             num_resident_blocks: 0,
             watermark: 0.01,
+            learn_headroom: true,
             policy: SchedulingPolicy::default(),
             preemption_mode: PreemptionMode::default(),
         }

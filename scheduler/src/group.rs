@@ -1,5 +1,7 @@
 //! Sequences of one request, which are let in, preempted and resumed together.
 
+use crate::SeqId;
+
 /// Where a group stands among all: the lower goes first, whatever it does.
 ///
 /// First come, first served: all are due at 0 and the arrival decides. With priorities a request
@@ -35,6 +37,10 @@ pub(crate) struct Group {
     pub(crate) order: Order,
     pub(crate) priority: i32,
     pub(crate) place: Place,
+    /// The first sequence it had.
+    pub(crate) first: SeqId,
+    /// The rule of admission let it in.
+    pub(crate) admitted: bool,
     /// Slots of the sequences, the oldest first; never empty.
     pub(crate) members: Vec<u32>,
     /// Sequences it may still be at once.

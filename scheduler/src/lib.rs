@@ -79,6 +79,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod admission;
 mod blocks;
 mod config;
 mod cost;
@@ -96,6 +97,7 @@ mod scheduler;
 mod sequence;
 mod stats;
 
+pub use admission::{Admission, Applicant};
 pub use config::{Config, SchedulingPolicy};
 pub use cost::{PreemptionMode, StepTimes};
 pub use door::blocks_at_longest;

@@ -5,7 +5,7 @@ use core::ops::Range;
 use pageloom_block_manager::StepId;
 
 use crate::{
-    PlannedSeq, Scheduler, SchedulingPolicy, StepPlan,
+    Applicant, PlannedSeq, Scheduler, SchedulingPolicy, StepPlan,
     group::{Order, Place},
 };
 
@@ -34,6 +34,9 @@ impl Scheduler {
         self.plan.seqs.clear();
         self.plan.num_tokens = 0;
         let mut budget = self.config.max_num_batched_tokens;
+        if let Some(admission) = &mut self.admission {
+            admission.begin_step(self.num_admitted);
+        }
         let preempted_before = self.num_preemptions();
         self.plan_running(&mut budget);
         // Whoever was preempted a moment ago must not be let in again by the same step.
@@ -151,12 +154,30 @@ impl Scheduler {
             let Some(group) = self.waiting.front() else {
                 break;
             };
-            if !self.admit_group(group) {
+            if !self.asks_admission(group, *budget) || !self.admit_group(group) {
                 break;
             }
             let first = self.first_place(self.groups[group as usize].order);
             self.plan_admitted(first, budget);
         }
+    }
+
+    /// Whether the rule of admission, if there is one, lets a waiting group begin.
+    fn asks_admission(&mut self, group: u32, budget: Budget) -> bool {
+        let entry = &mut self.groups[group as usize];
+        let Some(admission) = self.admission.as_mut().filter(|_| !entry.admitted) else {
+            return true;
+        };
+        let sequence = &self.sequences[entry.members[0] as usize];
+        entry.admitted = admission.admit(&Applicant {
+            id: entry.first,
+            num_prompt_tokens: sequence.num_prompt,
+            max_tokens: sequence.max_len - sequence.num_prompt,
+            num_seqs: entry.num_seats,
+            budget,
+        });
+        self.num_admitted += usize::from(entry.admitted);
+        entry.admitted
     }
 
     /// Plans what it can of a group just let in, whose members begin at this place.
@@ -195,7 +216,8 @@ impl Scheduler {
             let (head_group, last_group) = (&self.groups[head as usize], self.group_of(last));
             let yields = head_group.priority < last_group.priority
                 && head_group.order < self.group_of(next).order;
-            if !yields || self.admit_group(head) {
+            let budget = self.config.max_num_batched_tokens;
+            if !yields || !self.asks_admission(head, budget) || self.admit_group(head) {
                 return;
             }
             self.preempt_last();

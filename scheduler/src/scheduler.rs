@@ -6,8 +6,8 @@ use pageloom_block_manager::{BlockId, BlockManager, StepId, TableId, TokenId};
 use slab::Slab;
 
 use crate::{
-    AdmissionError, Config, ConfigError, NewSequence, SchedulerStats, SchedulingPolicy, SeqId,
-    StepPlan, StepTimes,
+    Admission, AdmissionError, Config, ConfigError, NewSequence, PreemptionMode, SchedulerStats,
+    SchedulingPolicy, SeqId, StepPlan, StepTimes,
     cost::Costs,
     group::{Group, Order, Place},
     headroom::Headroom,
@@ -45,6 +45,9 @@ pub struct Scheduler {
     pub(crate) stats: SchedulerStats,
     next_generation: u64,
     next_arrival: u64,
+    pub(crate) admission: Option<Box<dyn Admission>>,
+    /// Groups that the rule of admission let in.
+    pub(crate) num_admitted: usize,
     /// Slots that ended in the step being reported; kept for their room.
     pub(crate) ended: Vec<u32>,
 }
@@ -87,7 +90,18 @@ impl Scheduler {
             stats: SchedulerStats::default(),
             next_generation: 0,
             next_arrival: 0,
+            admission: None,
+            num_admitted: 0,
         })
+    }
+
+    /// Asks `admission` about every request before it begins. For a scheduler without sequences.
+    ///
+    /// # Panics
+    /// If there are any: nothing was asked about them.
+    pub fn set_admission(&mut self, admission: Box<dyn Admission>) {
+        assert!(self.sequences.is_empty(), "sequences were let in already");
+        self.admission = Some(admission);
     }
 
     /// Takes a sequence in, the first of a new group, at its place in the queue. Possible at any
@@ -104,7 +118,10 @@ impl Scheduler {
         let order = self.next_order(new.priority, now);
         let num_prompt = new.prompt.len();
         let queued = (new.num_seqs, num_prompt * new.num_seqs);
+        let first = self.next_id();
         let group = self.groups.insert(Group {
+            first,
+            admitted: false,
             order,
             priority: new.priority,
             place: Place::Waiting,
@@ -212,11 +229,17 @@ impl Scheduler {
     }
 
     /// Tells how long the step reported last took, from which
-    /// [`PreemptionMode::Auto`](crate::PreemptionMode) learns.
+    /// [`PreemptionMode::Auto`] learns. Once that knows that copying takes longer than computing
+    /// again, evicted blocks are not copied to the host either: whoever hit one would wait for both
+    /// copies.
     pub fn observe(&mut self, times: StepTimes) {
         let ops = &self.plan.ops;
         let num_blocks = ops.swap_outs.len() + ops.swap_ins.len();
         self.costs.observe(times, num_blocks, self.plan.num_tokens);
+        if self.config.preemption_mode == PreemptionMode::Auto {
+            let never_pays = self.costs.swap_never_pays(self.block_size());
+            self.blocks.keep_evicted(!never_pays);
+        }
     }
 
     /// Whether any sequence waits or runs.
@@ -285,15 +308,18 @@ impl Scheduler {
         Order { due, arrival }
     }
 
+    /// The id that the next sequence gets.
+    fn next_id(&self) -> SeqId {
+        SeqId {
+            index: u32::try_from(self.sequences.vacant_key()).expect("fewer than 2^32 sequences"),
+            generation: self.next_generation,
+        }
+    }
+
     fn insert(&mut self, make: impl FnOnce(SeqId) -> Sequence) -> SeqId {
-        let generation = self.next_generation;
+        let id = self.next_id();
         self.next_generation += 1;
-        let entry = self.sequences.vacant_entry();
-        let id = SeqId {
-            index: u32::try_from(entry.key()).expect("fewer than 2^32 sequences"),
-            generation,
-        };
-        entry.insert(make(id));
+        self.sequences.insert(make(id));
         id
     }
 
@@ -346,8 +372,12 @@ impl Scheduler {
         }
         if is_last {
             let seats = entry.num_seats;
-            let order = entry.order;
+            let (order, first, admitted) = (entry.order, entry.first, entry.admitted);
             self.unqueue(group);
+            if let Some(admission) = self.admission.as_mut().filter(|_| admitted) {
+                admission.leave(first);
+                self.num_admitted -= 1;
+            }
             if running {
                 self.num_seats -= seats;
             } else {

@@ -58,6 +58,24 @@ fn a_host_full_of_held_blocks_keeps_nothing_that_is_evicted() {
 }
 
 #[test]
+fn nothing_that_is_evicted_is_kept_while_told_not_to() {
+    let mut m = manager(4, 8);
+    let (a, _) = prefill(&mut m, &tokens(0..13), NS);
+    m.release(a);
+    m.keep_evicted(false);
+    overwrite(&mut m, 4);
+    assert_eq!(
+        (m.stats().num_demoted, m.stats().device.num_evictions),
+        (0, 3)
+    );
+    m.keep_evicted(true);
+    let (b, _) = prefill(&mut m, &tokens(0..13), NS);
+    m.release(b);
+    overwrite(&mut m, 4);
+    assert_eq!(m.stats().num_demoted, 3);
+}
+
+#[test]
 fn a_twin_on_the_host_is_not_copied_again() {
     let mut m = manager(4, 8);
     let prompt = tokens(0..13);
