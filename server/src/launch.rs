@@ -181,10 +181,11 @@ pub fn launch(
     let shape = loaded.config().clone();
     let kv_dtype = cache.kv_cache_dtype.next_to(model.dtype);
     config.shared_prefixes = shared_prefixes;
+    config.block_size = cache.block_size.tokens(&shape, kv_dtype);
     let plan = MemoryRequest {
         available_bytes: available_bytes(),
-        bytes_per_block: loaded.kv_bytes_per_block(cache.block_size, kv_dtype)?,
-        block_size: cache.block_size,
+        bytes_per_block: loaded.kv_bytes_per_block(config.block_size, kv_dtype)?,
+        block_size: config.block_size,
         model_context: shape.max_position_embeddings,
         max_model_len: cache.max_model_len,
         max_num_seqs: config.max_num_seqs,
@@ -207,7 +208,7 @@ pub fn launch(
         num_threads: load.num_threads,
         cpu_affinity: model.cpu_affinity.clone(),
         weight_bytes: loaded.weight_bytes(),
-        block_size: cache.block_size,
+        block_size: config.block_size,
         plan,
         num_resident_blocks: config.num_resident_blocks(),
         load_time: start.elapsed(),
@@ -258,7 +259,6 @@ fn engine_config(cache: &CacheOptions, options: &EngineOptions) -> anyhow::Resul
     let default = EngineConfig::default();
     let max_num_seqs = cache.max_num_seqs.unwrap_or(default.max_num_seqs);
     Ok(EngineConfig {
-        block_size: cache.block_size,
         max_num_seqs,
         max_num_batched_tokens: cache
             .max_num_batched_tokens

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod block_size;
 mod cpu_list;
 mod generate;
 mod options;
@@ -9,6 +10,7 @@ mod serve;
 use clap::{Parser, Subcommand};
 
 pub use bench::BenchArgs;
+pub use block_size::BlockSize;
 pub use cpu_list::CpuList;
 pub use generate::GenerateArgs;
 pub use options::{

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use pageloom_engine::{EngineError, NgramConfig, PreemptionMode, SchedulingPolicy};
 use pageloom_model_runner::{KvDtype, Quantization, WeightDtype};
 
-use super::CpuList;
+use super::{BlockSize, CpuList};
 use crate::bytes::{parse_bytes, parse_gib};
 use crate::model::DEFAULT_MODEL;
 
@@ -58,9 +58,10 @@ pub struct CacheOptions {
     /// the tokens of bf16 in the same memory, at some cost in precision
     #[arg(long, value_enum, default_value_t)]
     pub kv_cache_dtype: KvFormat,
-    /// Tokens per KV block
-    #[arg(long, default_value_t = 16, value_name = "TOKENS")]
-    pub block_size: usize,
+    /// Tokens per KV block; auto: what suits the model's keys and the lengths of chats, or, as
+    /// auto:PROMPT,OUTPUT, mean lengths of your own
+    #[arg(long, default_value = "16", value_name = "TOKENS")]
+    pub block_size: BlockSize,
     /// Size of the KV cache, as 512M or 4GiB [default: a quarter of the available memory, but no
     /// more than --max-num-seqs sequences of full length need]
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
