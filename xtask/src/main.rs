@@ -11,7 +11,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Project tasks")]
@@ -40,13 +41,37 @@ enum Task {
 }
 
 fn main() -> anyhow::Result<()> {
-    match Cli::parse().task {
+    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
+    match cli.task {
         Task::Ci { args } => ci(&args),
         Task::Sim(args) => sim::run(&args),
         Task::Kernels(args) => kernels::run(&args),
         Task::GpuBundle(args) => gpu_bundle::run(&args),
         Task::Bench(bench) => bench.run(),
     }
+}
+
+/// Says what is wrong, and for an unknown name which ones there are.
+fn refuse(error: &clap::Error) -> ! {
+    let printed = error.print();
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        let is_bench = std::env::args().nth(1).is_some_and(|task| task == "bench");
+        eprintln!("\nKnown: {}", known(is_bench).join(", "));
+    }
+    // Nothing else can be done for a reader who is gone.
+    std::process::exit(if printed.is_ok() {
+        error.exit_code()
+    } else {
+        1
+    })
+}
+
+/// Names of experiments, or of tasks.
+fn known(of_bench: bool) -> Vec<String> {
+    let command = Cli::command();
+    let bench = command.find_subcommand("bench").filter(|_| of_bench);
+    let names = bench.unwrap_or(&command).get_subcommands();
+    names.map(|command| command.get_name().to_owned()).collect()
 }
 
 fn ci(args: &[String]) -> anyhow::Result<()> {
@@ -63,4 +88,18 @@ fn ci(args: &[String]) -> anyhow::Result<()> {
         bail!("{} failed: {status}", script.display());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_names_are_those_of_experiments_or_tasks() {
+        let (experiments, tasks) = (known(true), known(false));
+        for (name, of_bench) in [("prefix-cache", true), ("ci", false), ("bench", false)] {
+            assert_eq!(experiments.iter().any(|known| known == name), of_bench);
+            assert_eq!(tasks.iter().any(|known| known == name), !of_bench);
+        }
+    }
 }

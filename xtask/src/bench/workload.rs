@@ -28,6 +28,23 @@ pub(crate) struct Sequences {
     pub(crate) num_queries: usize,
 }
 
+/// Blocks of a cache.
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks {
+    /// Tokens of each.
+    pub(crate) size: usize,
+    pub(crate) order: Order,
+}
+
+/// Where a sequence's blocks lie.
+#[derive(Clone, Copy)]
+pub(crate) enum Order {
+    /// One after another: its keys are as good as contiguous.
+    Contiguous,
+    /// Anywhere, drawn from a seed.
+    Shuffled(u64),
+}
+
 /// A step, ready to run.
 pub(crate) struct Workload {
     cache: KvCache,
@@ -39,14 +56,14 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    /// Fills a cache whose blocks lie in random order.
+    /// Fills a cache with random keys and values.
     pub(crate) fn new(
         pool: &ThreadPool,
         model: Model,
-        block_size: usize,
+        blocks: Blocks,
         sequences: &Sequences,
-        seed: u64,
     ) -> Result<Self, KernelError> {
+        let block_size = blocks.size;
         let num_seqs = sequences.context_lens.len();
         let mut table_offsets = vec![0u32];
         for &len in &sequences.context_lens {
@@ -62,11 +79,14 @@ impl Workload {
             head_dim: model.head_dim,
             dtype: model.dtype,
         })?;
-        let mut random = SplitMix(seed);
         let mut block_tables: Vec<u32> = (0..num_blocks).collect();
-        for i in (1..block_tables.len()).rev() {
-            block_tables.swap(i, (random.uniform() * (i + 1) as f64) as usize);
+        if let Order::Shuffled(seed) = blocks.order {
+            let mut random = SplitMix(seed);
+            for i in (1..block_tables.len()).rev() {
+                block_tables.swap(i, (random.uniform() * (i + 1) as f64) as usize);
+            }
         }
+        let mut random = SplitMix(num_blocks.into());
         let slots: Vec<u32> = (0..num_blocks * block_size as u32).collect();
         let width = model.num_kv_heads * model.head_dim;
         let mut floats =
@@ -134,7 +154,11 @@ mod tests {
             num_queries: 3,
         };
         let outputs = [1, 16, 256].map(|block_size| {
-            let mut workload = Workload::new(&pool, model, block_size, &sequences, 1).unwrap();
+            let blocks = Blocks {
+                size: block_size,
+                order: Order::Shuffled(1),
+            };
+            let mut workload = Workload::new(&pool, model, blocks, &sequences).unwrap();
             assert!(workload.run(&pool).unwrap() > 0.0);
             workload.out
         });

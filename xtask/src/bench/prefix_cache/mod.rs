@@ -3,17 +3,22 @@
 
 mod belady;
 mod replay;
+mod results;
 mod trace;
 
 use std::path::Path;
-use std::time::Instant;
 
+use anyhow::Context;
 use pageloom_block_manager::{Config, Eviction};
+use serde::{Deserialize, Serialize};
 
+use super::experiment::{Experiment, RunArgs};
+use super::resume::{Points, num_threads};
 use trace::Trace;
 
-/// See `benches/data/README.md`.
-const TRACES: [&str; 2] = ["conversation", "synthetic"];
+/// Names of traces, and the percentage of their prompt blocks that came before: counted when the traces
+/// were taken over, see `benches/data/README.md`.
+const TRACES: [(&str, f64); 2] = [("conversation", 36.6), ("synthetic", 64.0)];
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/data");
 
 /// Pool sizes by default, in blocks.
@@ -26,13 +31,15 @@ pub(crate) struct Args {
     /// the row "unlimited"
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     blocks: Option<Vec<u32>>,
-    /// Three pool sizes only
-    #[arg(long, conflicts_with = "blocks")]
-    quick: bool,
+    #[command(flatten)]
+    run: RunArgs,
     /// Tokens a block has in the replay. The rates do not depend on it, memory and time do
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=512))]
     block_size: u16,
 }
+
+/// Pageloom's own policy.
+const OURS: &str = "segmented LRU";
 
 /// A column of the table. The replay sets block size and number of blocks.
 struct Policy {
@@ -51,11 +58,12 @@ fn policies() -> Vec<Policy> {
     };
     vec![
         policy("LRU", Eviction::Lru),
-        policy("segmented LRU", Eviction::SegmentedLru),
+        policy(OURS, Eviction::SegmentedLru),
     ]
 }
 
 /// Percentages of the prompt blocks that are found.
+#[derive(Serialize, Deserialize)]
 struct Row {
     num_blocks: usize,
     belady: f64,
@@ -63,32 +71,68 @@ struct Row {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    experiment_of(args)?.publish(&args.run)
+}
+
+/// With the pool sizes by default.
+pub(crate) fn experiment(run: &RunArgs) -> anyhow::Result<Experiment> {
+    experiment_of(&Args {
+        blocks: None,
+        run: run.clone(),
+        block_size: 1,
+    })
+}
+
+/// One point: a pool size of a trace.
+#[derive(Serialize)]
+struct Point {
+    trace: &'static str,
+    num_blocks: usize,
+    block_size: u16,
+}
+
+fn experiment_of(args: &Args) -> anyhow::Result<Experiment> {
     let sizes = match &args.blocks {
         Some(sizes) => sizes.as_slice(),
-        None if args.quick => &QUICK_NUM_BLOCKS,
+        None if args.run.quick => &QUICK_NUM_BLOCKS,
         None => &NUM_BLOCKS,
     };
-    let policies = policies();
-    println!(
-        "Share of prompt blocks found cached, in percent; below: points below Belady; gain: points \
-         above the first policy, and how much of its distance to Belady they are."
-    );
-    for name in TRACES {
-        let trace = read(name)?;
+    let traces = TRACES.map(|(name, _)| read(name)).into_iter();
+    let traces: Vec<Trace> = traces.collect::<anyhow::Result<_>>()?;
+    let mut points = Vec::new();
+    for (&(name, _), trace) in TRACES.iter().zip(&traces) {
         let pools = sizes.iter().map(|&n| n as usize);
         let limited = pools.filter(|&n| n < trace.num_distinct);
-        let mut rows = Vec::new();
-        for num_blocks in limited.chain([trace.num_distinct]) {
-            let started = Instant::now();
-            rows.push(measure(&trace, &policies, num_blocks, args.block_size)?);
-            eprintln!(
-                "{name}, {num_blocks} blocks: {:.1} s",
-                started.elapsed().as_secs_f64()
-            );
-        }
-        print_table(name, &trace, &policies, &rows);
+        points.extend(limited.chain([trace.num_distinct]).map(|num_blocks| Point {
+            trace: name,
+            num_blocks,
+            block_size: args.block_size,
+        }));
     }
-    Ok(())
+    let saved = Points::open("prefix-cache", &args.run)?;
+    let policies = policies();
+    let rows = saved.all(&points, num_threads(), |point| {
+        let i = TRACES.iter().position(|(name, _)| *name == point.trace);
+        let trace = &traces[i.context("a trace of the list")?];
+        measure(trace, &policies, point.num_blocks, point.block_size)
+    })?;
+    saved.forget()?;
+    let mut results = results::new();
+    for (&(name, unlimited), trace) in TRACES.iter().zip(&traces) {
+        let points = points
+            .iter()
+            .zip(&rows)
+            .filter(|(point, _)| point.trace == name);
+        let rows: Vec<&Row> = points.map(|(_, row)| row).collect();
+        let of = results::OfTrace {
+            name,
+            unlimited,
+            trace,
+            rows: &rows,
+        };
+        of.add_to(&policies, &mut results);
+    }
+    Ok(results)
 }
 
 fn read(name: &str) -> anyhow::Result<Trace> {
@@ -117,42 +161,6 @@ fn measure(
             .map(hit_rate)
             .collect::<anyhow::Result<_>>()?,
     })
-}
-
-fn print_table(name: &str, trace: &Trace, policies: &[Policy], rows: &[Row]) {
-    println!(
-        "\nMooncake {name}: {} requests, {} prompt blocks, {} distinct\n",
-        trace.prompts.len(),
-        trace.num_blocks,
-        trace.num_distinct,
-    );
-    let mut names = String::new();
-    for (i, policy) in policies.iter().enumerate() {
-        let gain = if i > 0 { " gain |" } else { "" };
-        names += &format!(" {} | below |{gain}", policy.name);
-    }
-    println!("| pool blocks | Belady |{names}");
-    println!(
-        "|---:|---:|{}---:|---:|",
-        "---:|---:|---:|".repeat(policies.len() - 1)
-    );
-    for row in rows {
-        let size = match row.num_blocks {
-            n if n == trace.num_distinct => "unlimited".to_owned(),
-            n => n.to_string(),
-        };
-        let mut rates = String::new();
-        let first = row.policies[0];
-        for (i, rate) in row.policies.iter().enumerate() {
-            rates += &format!(" {rate:.1} | {:.1} |", row.belady - rate);
-            if i > 0 {
-                let (gain, gap) = (rate - first, row.belady - first);
-                let closed = if gap > 0.0 { 100.0 * gain / gap } else { 0.0 };
-                rates += &format!(" {gain:+.2}, {closed:.0} % |");
-            }
-        }
-        println!("| {size} | {:.1} |{rates}", row.belady);
-    }
 }
 
 #[cfg(test)]

@@ -12,8 +12,13 @@ use pageloom_engine::{
     Engine, EngineConfig, EngineStats, PreemptionMode, Request, SimConfig, SimExecutor,
 };
 use pageloom_model_runner::SamplingParams;
+use serde::{Deserialize, Serialize};
 
-use super::lengths::{self, SplitMix};
+use super::super::experiment::{
+    Axis, Bound, Cell, Check, Experiment, Plot, PlotKind, RunArgs, Series, Source, Table,
+};
+use super::super::lengths::{self, SplitMix};
+use super::super::resume::Points;
 use crate::simulated::tokenizer;
 
 /// Of table 1: 12 GiB of keys and values of 819,200 bytes a token.
@@ -29,36 +34,60 @@ const SWAP_TIME: Duration = Duration::from_micros(1_270);
 /// Requests that arrive in this time are not measured, nor is what happens after the last arrival.
 const WARM_UP: Duration = Duration::from_secs(60);
 
-#[derive(clap::Args)]
-pub(crate) struct Args {
+#[derive(clap::Args, Serialize)]
+pub(super) struct Args {
     /// Requests a second
-    #[arg(long, value_delimiter = ',', default_values_t = [1.5, 2.0, 2.2, 2.4, 2.5, 2.6, 2.8, 3.2])]
+    #[arg(long, value_delimiter = ',', default_values_t = Args::default().rates)]
     rates: Vec<f64>,
     /// Requests of each run
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = Args::default().requests)]
     requests: usize,
     /// Seeds of the arrivals; the table has the means
-    #[arg(long, value_delimiter = ',', default_values_t = [0, 1, 2])]
+    #[arg(long, value_delimiter = ',', default_values_t = Args::default().seeds)]
     seeds: Vec<u64>,
     /// Blocks of the host tier, as a multiple of the device's
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = Args::default().swap_space)]
     swap_space: f64,
     /// Share of the pool that admission leaves free
-    #[arg(long, default_value_t = EngineConfig::default().watermark)]
+    #[arg(long, default_value_t = Args::default().watermark)]
     watermark: f64,
     /// Modes
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::Recompute, Mode::Swap, Mode::Auto])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Args::default().modes)]
     modes: Vec<Mode>,
     /// Sequences of each request
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     n: u16,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+impl Default for Args {
+    fn default() -> Self {
+        Self {
+            rates: vec![1.5, 2.0, 2.2, 2.4, 2.5, 2.6, 2.8, 3.2],
+            requests: 2000,
+            seeds: vec![0, 1, 2],
+            swap_space: 1.0,
+            watermark: EngineConfig::default().watermark,
+            modes: vec![Mode::Recompute, Mode::Swap, Mode::Auto],
+            n: 1,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum, Serialize)]
 enum Mode {
     Recompute,
     Swap,
     Auto,
+}
+
+/// One run.
+#[derive(Serialize)]
+struct Point<'a> {
+    rate: f64,
+    mode: Mode,
+    seed: u64,
+    requests: usize,
+    args: &'a Args,
 }
 
 impl From<Mode> for PreemptionMode {
@@ -72,7 +101,7 @@ impl From<Mode> for PreemptionMode {
 }
 
 /// Means over a run, from the end of the warm-up to the last arrival.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Figures {
     /// Of the blocks, over time.
     full: f64,
@@ -85,53 +114,165 @@ struct Figures {
     throughput: f64,
 }
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+/// What a mode does at a rate: means over seeds.
+struct Row {
+    rate: f64,
+    mode: Mode,
+    mean: Figures,
+}
+
+pub(super) fn experiment(args: &Args, run: &RunArgs) -> anyhow::Result<Experiment> {
     ensure!(
         args.rates.iter().all(|&rate| rate > 0.0 && rate < 1e3),
         "--rates: a rate must be above 0 and below 1000"
     );
+    ensure!(!args.seeds.is_empty(), "--seeds: at least one");
     let lengths = lengths::sharegpt()?;
-    println!(
-        "ShareGPT lengths, {} blocks of {BLOCK_SIZE} tokens, {} on the host, n = {}; full: of the \
-         pool, over time; again: of all computed tokens, those that were computed before; swap: of \
-         the time, the part spent copying; a request: preemptions; served: requests a second",
-        NUM_SLOTS / BLOCK_SIZE,
-        num_host_blocks(args),
-        args.n
-    );
-    println!("| rate | mode | full | again | swap | a request | served |");
-    println!("|---:|---|---:|---:|---:|---:|---:|");
-    for &rate in &args.rates {
+    let (rates, seeds, requests) = match run.quick {
+        true => (
+            vec![2.0, 2.5, 3.2],
+            &args.seeds[..1],
+            args.requests.min(600),
+        ),
+        false => (args.rates.clone(), &args.seeds[..], args.requests),
+    };
+    let mut points = Vec::new();
+    for &rate in &rates {
         for &mode in &args.modes {
-            let mut mean = Figures::default();
-            for &seed in &args.seeds {
-                let figures = simulate(args, mode.into(), rate, seed, &lengths)?;
-                mean.add(&figures, args.seeds.len() as f64);
-            }
-            println!(
-                "| {rate} | {mode:?} | {:.1} % | {:.2} % | {:.2} % | {:.3} | {:.2} |",
-                mean.full * 100.0,
-                mean.recomputed * 100.0,
-                mean.swapping * 100.0,
-                mean.preemptions_per_request,
-                mean.throughput,
-            );
+            points.extend(seeds.iter().map(|&seed| Point {
+                rate,
+                mode,
+                seed,
+                requests,
+                args,
+            }));
         }
     }
-    Ok(())
+    let saved = Points::open("preemption", run)?;
+    let num_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let figures = saved.all(&points, num_threads, |point| simulate(point, &lengths))?;
+    saved.forget()?;
+    let mut rows = Vec::new();
+    for (points, figures) in points.chunks(seeds.len()).zip(figures.chunks(seeds.len())) {
+        let mut mean = Figures::default();
+        figures.iter().for_each(|f| mean.add(f, seeds.len() as f64));
+        rows.push(Row {
+            rate: points[0].rate,
+            mode: points[0].mode,
+            mean,
+        });
+    }
+    Ok(results(args, requests, seeds.len(), &rows))
+}
+
+fn results(args: &Args, requests: usize, num_seeds: usize, rows: &[Row]) -> Experiment {
+    let mut results = Experiment::simulated("preemption", "Preemption under load");
+    results.figures = vec!["section 4.5".to_owned(), "Fig 19b".to_owned()];
+    results.paper = "When the pool is full the latest request gives up its blocks, which are copied to the \
+        host or computed again. At 2.01 requests a second of ShareGPT both serve alike with blocks of 16 to \
+        64 tokens."
+        .to_owned();
+    results.ours = "ShareGPT lengths at loads up to and past what the pool holds, on the engine over a \
+        simulated executor, whose step, swap and prefill times are those of figures 1 and 19a. `auto` \
+        compares what both have cost so far."
+        .to_owned();
+    results.parameter("requests a run", requests);
+    results.parameter("seeds", num_seeds);
+    results.parameter("device blocks", NUM_SLOTS / BLOCK_SIZE);
+    results.parameter("host blocks", num_host_blocks(args));
+    results.parameter("block size", BLOCK_SIZE);
+    results.parameter("sequences a request", usize::from(args.n));
+    results.parameter("watermark", args.watermark);
+    results.tables.push(table(rows));
+    for (name, title, label, figure) in [
+        (
+            "served",
+            "Requests served",
+            "served (req/s)",
+            (|f| f.throughput) as fn(&Figures) -> f64,
+        ),
+        (
+            "again",
+            "Work done twice",
+            "tokens computed again (%)",
+            |f| 100.0 * f.recomputed,
+        ),
+    ] {
+        let series = args.modes.iter().map(|&mode| Series {
+            name: format!("{mode:?}").to_lowercase(),
+            source: Source::Simulated,
+            points: (rows.iter().filter(|row| row.mode == mode))
+                .map(|row| (row.rate, figure(&row.mean)))
+                .collect(),
+        });
+        results.plots.push(Plot {
+            name: name.to_owned(),
+            title: format!("{title}, by preemption mode"),
+            caption: "ShareGPT lengths, OPT-13B on an A100, 15,728 slots.".to_owned(),
+            kind: PlotKind::Lines,
+            x: Axis::linear("request rate (req/s)"),
+            y: Axis::linear(label),
+            series: series.collect(),
+            thresholds: Vec::new(),
+        });
+    }
+    results.checks = checks(rows);
+    results
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new(
+        "Full: of the pool, over time. Again: of all computed tokens, those computed before. Swaps: of the \
+         time, the part spent copying.",
+        &[
+            ("rate, req/s", 2),
+            ("mode", 0),
+            ("full, %", 1),
+            ("again, %", 2),
+            ("swaps, %", 2),
+            ("preemptions a request", 3),
+            ("served, req/s", 2),
+        ],
+    );
+    for row in rows {
+        table.rows.push(vec![
+            Cell::from(row.rate),
+            format!("{:?}", row.mode).to_lowercase().into(),
+            (100.0 * row.mean.full).into(),
+            (100.0 * row.mean.recomputed).into(),
+            (100.0 * row.mean.swapping).into(),
+            row.mean.preemptions_per_request.into(),
+            row.mean.throughput.into(),
+        ]);
+    }
+    table
+}
+
+/// Of `auto`, at the highest rate.
+fn checks(rows: &[Row]) -> Vec<Check> {
+    let highest = rows.iter().map(|row| row.rate).fold(0.0, f64::max);
+    let served = |mode| {
+        let row = rows
+            .iter()
+            .find(|row| row.rate == highest && row.mode == mode);
+        row.map(|row| row.mean.throughput)
+    };
+    let others = [Mode::Recompute, Mode::Swap].map(served);
+    let best = others.into_iter().flatten().fold(0.0, f64::max);
+    let share = served(Mode::Auto)
+        .filter(|_| best > 0.0)
+        .map(|auto| 100.0 * auto / best);
+    let name = format!("{highest} req/s: auto's throughput, of the better mode's");
+    vec![Check::new(name, share, Bound::AtLeast(99.0)).unit("%")]
 }
 
 fn num_host_blocks(args: &Args) -> usize {
     (args.swap_space * (NUM_SLOTS / BLOCK_SIZE) as f64) as usize
 }
 
-fn simulate(
-    args: &Args,
-    preemption_mode: PreemptionMode,
-    rate: f64,
-    seed: u64,
-    lengths: &[lengths::Request],
-) -> anyhow::Result<Figures> {
+fn simulate(point: &Point<'_>, lengths: &[lengths::Request]) -> anyhow::Result<Figures> {
+    let (args, rate) = (point.args, point.rate);
+    let preemption_mode = PreemptionMode::from(point.mode);
     let config = EngineConfig {
         block_size: BLOCK_SIZE,
         num_blocks: NUM_SLOTS / BLOCK_SIZE,
@@ -159,8 +300,8 @@ fn simulate(
     });
     let clock = executor.clock();
     let mut engine = Engine::new(config, Box::new(executor), tokenizer())?;
-    let mut random = SplitMix(seed);
-    let mut arrivals = (0..args.requests).map(|_| {
+    let mut random = SplitMix(point.seed);
+    let mut arrivals = (0..point.requests).map(|_| {
         let request = request(args, &mut random, lengths);
         // Poisson: the gaps are exponential.
         let gap = Duration::from_secs_f64(-random.uniform().ln() / rate);
