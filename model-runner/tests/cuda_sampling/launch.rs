@@ -8,12 +8,16 @@ use pageloom_paged_attn_kernels::cuda::{Buffer, Data, Device, Stream};
 
 use crate::case::{Case, Drawn};
 
-/// The emulator, and the first GPU where there is one.
+/// The emulator, and the first GPU where there is one, which `PAGELOOM_CUDA_DEVICE=gpu` insists on.
 pub(crate) fn on_each(test: impl Fn(&Device, &Stream)) {
     let mut devices = vec![Device::emulated()];
     match Device::open(0) {
         Ok(gpu) => devices.push(gpu),
-        Err(error) => eprintln!("on the emulator only: {error}"),
+        Err(error) => {
+            let wanted = std::env::var("PAGELOOM_CUDA_DEVICE").unwrap_or_default();
+            assert_ne!(wanted, "gpu", "{error}");
+            eprintln!("on the emulator only: {error}");
+        }
     }
     for device in devices {
         let stream = device.new_stream().unwrap();
