@@ -1,11 +1,9 @@
 //! Translations behind examples that all prompts begin with, figure 16 of the paper, simulated.
 
-use super::experiment::{
-    Axis, Bound, Cell, Check, Experiment, Plot, PlotKind, RunArgs, Series, Source, Table,
-};
+use super::experiment::{Bound, Cell, Check, Experiment, Plot, RunArgs, Table};
 use super::paper::dataset::Data;
 use super::paper::machine::Model;
-use super::paper::sweep::{Found, THRESHOLDS, Task, spread, sweep};
+use super::paper::sweep::{Drawn, Found, Task, latency_plot, spread, sweep};
 use super::resume::{Points, num_threads};
 
 pub(crate) const NAME: &str = "shared-prefix";
@@ -101,7 +99,7 @@ pub(crate) fn experiment(run: &RunArgs) -> anyhow::Result<Experiment> {
 /// A system and its curves, one for each seed.
 type Row<'a> = (&'static str, &'a [Found]);
 
-/// Rates at which each of [`THRESHOLDS`] is crossed: mean, least and greatest over the seeds.
+/// Rates at which each of [`THRESHOLDS`](super::paper::sweep::THRESHOLDS) is crossed: mean, least and greatest over the seeds.
 fn knees(found: &[Found]) -> [(f64, f64, f64); 2] {
     [0, 1].map(|at| {
         spread(
@@ -194,34 +192,12 @@ fn table(panel: &Panel, rows: &[Row<'_>]) -> Table {
 }
 
 fn plot(panel: &Panel, rows: &[Row<'_>]) -> Plot {
-    let mut series = Vec::new();
-    for &(system, found) in rows {
-        series.push(Series {
-            name: system.to_owned(),
-            source: Source::Simulated,
-            points: found[0].curve.points().to_vec(),
-        });
-        // Of the paper's curve only this point is known.
-        series.extend(panel.paper_of(system).map(|rate| Series {
-            name: system.to_owned(),
-            source: Source::Paper(format!("Fig {}", panel.figure)),
-            points: vec![(rate, 0.5), (rate, 0.0)],
-        }));
-    }
-    Plot {
-        name: panel.figure.to_owned(),
-        title: panel.title(),
-        caption: "Mean normalised latency, seed 0. Dashed: down from where the paper's curve is at 0.5 s a token."
-            .into(),
-        kind: PlotKind::Lines,
-        x: Axis::linear("request rate (req/s)"),
-        y: Axis {
-            max: Some(1.0),
-            ..Axis::linear("latency (s a token)")
-        },
-        series,
-        thresholds: THRESHOLDS.map(|at| (format!("{at} s a token"), at)).into(),
-    }
+    let systems = rows.iter().map(|(system, found)| Drawn {
+        system,
+        curve: &found[0].curve,
+        paper: panel.paper_of(system),
+    });
+    latency_plot(panel.figure, panel.title(), systems)
 }
 
 /// Shown beside the paper's, not required: the lengths are not its own.

@@ -4,13 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 
-use super::experiment::{
-    Axis, Bound, Cell, Check, Experiment, Plot, PlotKind, RunArgs, Series, Source, Table,
-};
+use super::experiment::{Bound, Cell, Check, Experiment, Plot, RunArgs, Table};
 use super::measured;
 use super::paper::dataset::Data;
 use super::paper::machine::Model;
-use super::paper::sweep::{Found, THRESHOLDS, Task, spread, sweep};
+use super::paper::sweep::{Drawn, Found, THRESHOLDS, Task, latency_plot, spread, sweep};
 use super::paper::systems;
 use super::resume::{Points, num_threads};
 
@@ -288,35 +286,12 @@ fn table(panel: &Panel, rows: &[Row<'_>]) -> Table {
 }
 
 fn plot(panel: &Panel, rows: &[Row<'_>]) -> Plot {
-    let mut series = Vec::new();
-    for row in rows {
-        series.push(Series {
-            name: row.system.to_owned(),
-            source: Source::Simulated,
-            points: row.found[0].curve.points().to_vec(),
-        });
-        // Of the paper's curve only this point is known.
-        series.extend(panel.paper_of(row.system).map(|rate| Series {
-            name: row.system.to_owned(),
-            source: Source::Paper(format!("Fig {}", panel.part)),
-            points: vec![(rate, 0.5), (rate, 0.0)],
-        }));
-    }
-    Plot {
-        name: panel.part.to_owned(),
-        title: panel.title(),
-        caption: "Mean normalised latency, seed 0. Dashed: down from where the paper's curve is at 0.5 s a \
-            token."
-            .into(),
-        kind: PlotKind::Lines,
-        x: Axis::linear("request rate (req/s)"),
-        y: Axis {
-            max: Some(1.0),
-            ..Axis::linear("latency (s a token)")
-        },
-        series,
-        thresholds: THRESHOLDS.map(|at| (format!("{at} s a token"), at)).into(),
-    }
+    let systems = rows.iter().map(|row| Drawn {
+        system: row.system,
+        curve: &row.found[0].curve,
+        paper: panel.paper_of(row.system),
+    });
+    latency_plot(panel.part, panel.title(), systems)
 }
 
 fn checks(panel: &Panel, rows: &[Row<'_>]) -> Vec<Check> {

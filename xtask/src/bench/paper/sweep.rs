@@ -9,6 +9,7 @@ use super::machine::{Machine, Model};
 use super::replay::{Run, replay};
 use super::systems;
 use super::trace::Load;
+use crate::bench::experiment::{Axis, Plot, PlotKind, Series, Source};
 use crate::bench::resume::Points;
 
 /// Latencies of a knee, seconds a token; both are reported, as ratios depend on it.
@@ -104,4 +105,48 @@ pub(crate) fn spread(values: &[f64]) -> (f64, f64, f64) {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let greatest = values.iter().copied().fold(0.0, f64::max);
     (mean, least, greatest)
+}
+
+/// A system in a plot of latency by rate.
+pub(crate) struct Drawn<'a> {
+    pub(crate) system: &'a str,
+    /// Of seed 0.
+    pub(crate) curve: &'a Curve,
+    /// The rate at which the paper's curve is at 0.5 s a token, all that is known of it.
+    pub(crate) paper: Option<f64>,
+}
+
+/// Latency by rate of each system, as in the paper's figure `figure`, and the paper's rates beside.
+pub(crate) fn latency_plot<'a>(
+    figure: &str,
+    title: String,
+    systems: impl Iterator<Item = Drawn<'a>>,
+) -> Plot {
+    let mut series = Vec::new();
+    for drawn in systems {
+        series.push(Series {
+            name: drawn.system.to_owned(),
+            source: Source::Simulated,
+            points: drawn.curve.points().to_vec(),
+        });
+        series.extend(drawn.paper.map(|rate| Series {
+            name: drawn.system.to_owned(),
+            source: Source::Paper(format!("Fig {figure}")),
+            points: vec![(rate, 0.5), (rate, 0.0)],
+        }));
+    }
+    Plot {
+        name: figure.to_owned(),
+        title,
+        caption: "Mean normalised latency, seed 0. Dashed: down from where the paper's curve is at 0.5 s a token."
+            .into(),
+        kind: PlotKind::Lines,
+        x: Axis::linear("request rate (req/s)"),
+        y: Axis {
+            max: Some(1.0),
+            ..Axis::linear("latency (s a token)")
+        },
+        series,
+        thresholds: THRESHOLDS.map(|at| (format!("{at} s a token"), at)).into(),
+    }
 }
