@@ -124,9 +124,9 @@ impl Real {
     fn function(&self, kernel: Kernel, shared_bytes: u32) -> Result<sys::CUfunction, CudaError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (kernel.code.name, kernel.entry);
-        let known = loaded.functions.get(&key).copied();
-        let function = match known {
-            Some(function) => function,
+        let mut function = match loaded.functions.get(&key) {
+            Some(&function) if shared_bytes <= function.shared_bytes => return Ok(function.raw),
+            Some(&function) => function,
             None => self.load(&mut loaded, kernel)?,
         };
         if shared_bytes > function.shared_bytes {
@@ -139,11 +139,10 @@ impl Real {
                 )
             }
             .map_err(failed("cuFuncSetAttribute"))?;
+            function.shared_bytes = shared_bytes;
         }
-        let shared_bytes = function.shared_bytes.max(shared_bytes);
-        let raw = function.raw;
-        loaded.functions.insert(key, Function { raw, shared_bytes });
-        Ok(raw)
+        loaded.functions.insert(key, function);
+        Ok(function.raw)
     }
 
     fn load(&self, loaded: &mut Loaded, kernel: Kernel) -> Result<Function, CudaError> {
