@@ -20,7 +20,6 @@ mod report;
 mod resume;
 mod sampling;
 mod shared_prefix;
-mod sharing;
 mod speculative;
 mod throughput;
 mod trace;
@@ -58,12 +57,11 @@ pub(crate) enum Bench {
     Preemption(Box<preemption::Args>),
     /// Joins the results of experiments into benches/REPORT.md
     Report(report::Args),
-    /// Simulates several samples of a prompt: memory saved, rate sustained (figures 14 and 15)
+    /// Several samples of a prompt, simulated: memory saved, rate sustained (figures 14 and 15); or
+    /// with a model and prompts, measured: memory saved
     Sampling(sampling::Args),
-    /// Simulates translations behind a prefix that all requests share (figure 16)
+    /// Translations behind a prefix that all requests share (figure 16), simulated or measured
     SharedPrefix(shared_prefix::Args),
-    /// Measures the memory that sharing blocks saves, with a real model on real prompts
-    Sharing(sharing::Args),
     /// Decodes with and without speculation by n-grams, with a real model: a summary, an edit of code
     Speculative(speculative::Args),
     /// The rate that each system sustains (figures 12 and 17), simulated or measured
@@ -92,7 +90,6 @@ impl Bench {
             Bench::Preemption(args) => preemption::run(args),
             Bench::Report(args) => report::run(args),
             Bench::SharedPrefix(args) => shared_prefix::run(args),
-            Bench::Sharing(args) => sharing::run(args),
             Bench::Speculative(args) => speculative::run(args),
             Bench::Throughput(args) => throughput::run(args),
             Bench::Trace(args) => trace::run(args),

@@ -1,11 +1,14 @@
 //! Several samples of each prompt, or beams: the memory that sharing saves and the rate sustained,
 //! figures 14 and 15 of the paper, simulated.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::experiment::{
     Axis, Bound, Cell, Check, Experiment, Plot, PlotKind, RunArgs, Series, Source, Table,
 };
+use super::measured::sharing::{self, Inputs};
 use super::paper::account::Window;
 use super::paper::dataset::{Data, Dataset};
 use super::paper::machine::{Machine, Model};
@@ -21,6 +24,13 @@ pub(crate) const NAME: &str = "sampling";
 pub(crate) struct Args {
     #[command(flatten)]
     run: RunArgs,
+    /// A model to measure sharing with, on this machine; without it the paper's is simulated
+    #[arg(long, value_name = "FILE", requires = "prompts")]
+    model: Option<PathBuf>,
+    /// Its prompts: lines of JSON with `instruction`, `input` and `output` or `output_tokens`, plain or
+    /// .gz
+    #[arg(long, value_name = "FILE", requires = "model")]
+    prompts: Option<PathBuf>,
 }
 
 /// Samples of each prompt.
@@ -76,6 +86,10 @@ const BEAMS_RATE: f64 = 4.0;
 struct Saving(f64);
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if let (Some(model), Some(prompts)) = (&args.model, &args.prompts) {
+        let inputs = Inputs { model, prompts };
+        return sharing::experiment(NAME, &inputs, &args.run)?.publish(&args.run);
+    }
     experiment(&args.run)?.publish(&args.run)
 }
 
@@ -200,8 +214,8 @@ fn describe(seeds: &[u32], duration_s: f64) -> Experiment {
         on write. What sharing saves is 1 - blocks in use / blocks by the sequences, over time, at the \
         artifact's rates: 2 req/s of ShareGPT, 20 of Alpaca. Rates are of Alpaca. Which \
         beams survive depends on a model's text, so what beams share is not predicted here but taken from \
-        the paper's figure 15: in as many steps as that takes, one beam gives way to a fork of another. (`cargo \
-        xtask bench sharing` measures it on a real model.) In the Orca systems a fork copies all its keys and \
+        the paper's figure 15: in as many steps as that takes, one beam gives way to a fork of another. (With \
+        `--model` and `--prompts` it is measured on a real model.) In the Orca systems a fork copies all its keys and \
         values, at the speed of the memory."
         .into();
     experiment.notes = NOTES.map(str::to_owned).into();

@@ -1,6 +1,9 @@
 //! Translations behind examples that all prompts begin with, figure 16 of the paper, simulated.
 
+use std::path::PathBuf;
+
 use super::experiment::{Bound, Cell, Check, Experiment, Plot, RunArgs, Table};
+use super::measured;
 use super::paper::dataset::Data;
 use super::paper::machine::Model;
 use super::paper::sweep::{Drawn, Found, Task, latency_plot, spread, sweep};
@@ -12,6 +15,9 @@ pub(crate) const NAME: &str = "shared-prefix";
 pub(crate) struct Args {
     #[command(flatten)]
     run: RunArgs,
+    /// A model to measure on, on this machine; without it the paper's is simulated
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
 }
 
 /// One of the figure's two plots.
@@ -52,6 +58,9 @@ const SYSTEMS: [(&str, &str); 4] = [
 const SEEDS: [u32; 3] = [0, 1, 2];
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(model) = &args.model {
+        return measured::prefix::experiment(NAME, model, &args.run)?.publish(&args.run);
+    }
     experiment(&args.run)?.publish(&args.run)
 }
 

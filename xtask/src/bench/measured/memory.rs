@@ -5,36 +5,53 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::serve::{Run, Served, serve};
-use super::{SYSTEMS, all_at_once, describe, quarter};
+use super::{QUARTERED, SYSTEMS, Subject, WEIGHTS, all_at_once, quarter};
 use crate::bench::experiment::{
     Axis, Bound, Cell, Check, Experiment, Plot, PlotKind, RunArgs, Series, Source, Table,
 };
+use crate::bench::paper::machine::Machine;
 use crate::bench::resume::Points;
 
 #[derive(Serialize)]
-struct Point {
+struct Point<'a> {
+    model: &'a Path,
     system: &'static str,
     num_requests: usize,
 }
 
-/// What systems do with more requests than any can serve.
-fn saturate(name: &str, model: &Path, run: &RunArgs) -> anyhow::Result<(Vec<Served>, usize)> {
+/// What systems do with more requests than any can serve, and an experiment that says so.
+fn saturate(
+    (name, title): (&str, &str),
+    model: &Path,
+    run: &RunArgs,
+) -> anyhow::Result<(Experiment, Vec<Served>)> {
     let num_requests = if run.quick { 48 } else { 140 };
     let points = Points::open(&format!("{name}-measured"), run)?;
+    let subject = Subject::open(model)?;
+    let machine = Machine::quarter(subject.head_dim);
     let trace = all_at_once(&quarter()?, num_requests);
     let parameters = SYSTEMS.map(|system| Point {
+        model,
         system,
         num_requests,
     });
     let served = points.all(&parameters, 1, |point| {
         serve(Run {
             model,
+            weights: WEIGHTS,
+            machine,
             system: point.system,
             trace: &trace,
         })
     })?;
     points.forget()?;
-    Ok((served, num_requests))
+    let mut experiment = subject.describe(name, title, &machine);
+    experiment.parameter("number of requests", num_requests);
+    experiment.parameter("requests", "ShareGPT, lengths over 4; tokens at random");
+    experiment.ours += QUARTERED;
+    experiment.ours += "So are blocks. ";
+    experiment.ours += COUNTED;
+    Ok((experiment, served))
 }
 
 const COUNTED: &str = "All requests of the trace are there at once; what is counted are the steps from when a \
@@ -54,15 +71,12 @@ const NEAR: f64 = 5.0;
 
 /// Figure 2.
 pub(crate) fn waste(name: &str, model: &Path, run: &RunArgs) -> anyhow::Result<Experiment> {
-    let (served, num_requests) = saturate(name, model, run)?;
-    let mut experiment = describe(name, "What memory is used for", model)?;
+    let (mut experiment, served) = saturate((name, "What memory is used for"), model, run)?;
     experiment.figures = vec!["Fig 2".into()];
-    experiment.parameter("number of requests", num_requests);
     experiment.paper =
         "Under more load than any system serves, slots of the memory for keys and values \
         are told apart by what they are for."
             .into();
-    experiment.ours += COUNTED;
     let mut columns = vec![("system", 0), ("", 0)];
     columns.extend(USES.map(|name| (name, 1)));
     let mut table = Table::new("Percent of the pool's slots", &columns);
@@ -107,19 +121,14 @@ const AT_ONCE: [f64; 4] = [7.00, 9.81, 13.62, 30.42];
 
 /// Figure 13a.
 pub(crate) fn batch_size(name: &str, model: &Path, run: &RunArgs) -> anyhow::Result<Experiment> {
-    let (served, num_requests) = saturate(name, model, run)?;
-    let mut experiment = describe(name, "Requests computed at once", model)?;
+    let (mut experiment, served) = saturate((name, "Requests computed at once"), model, run)?;
     experiment.figures = vec!["Fig 13a".into()];
-    experiment.parameter("number of requests", num_requests);
     experiment.paper = "OPT-13B under ShareGPT at 2 req/s; requests in a batch, on average.".into();
-    experiment.ours += COUNTED;
     let columns = [
         ("system", 0),
         ("paper", 2),
         ("measured", 2),
         ("difference, %", 1),
-        ("served, req/s", 2),
-        ("ms a step", 1),
         ("computed again, %", 2),
     ];
     let mut table = Table::new("Requests at once", &columns);
@@ -130,8 +139,6 @@ pub(crate) fn batch_size(name: &str, model: &Path, run: &RunArgs) -> anyhow::Res
             paper.into(),
             ours.into(),
             paper.map(|paper| 100.0 * (ours / paper - 1.0)).into(),
-            served.rate.into(),
-            served.step_ms.into(),
             served.recomputed_percent.into(),
         ]);
         if let Some(paper) = paper {

@@ -11,6 +11,7 @@ use pageloom_engine::text::Tokenizer;
 use pageloom_engine::{Engine, EngineConfig, ModelExecutor, Request, RequestEvent, RequestId};
 use pageloom_model_runner::{
     Checkpoint, CpuRunner, KvDtype, LoadOptions, Model, RunnerConfig, SamplingParams, TokenId,
+    WeightDtype,
 };
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,8 @@ use crate::bench::paper::trace::{Arrival, Lengths};
 #[derive(Clone, Copy)]
 pub(super) struct Run<'a> {
     pub(super) model: &'a Path,
+    pub(super) weights: WeightDtype,
+    pub(super) machine: Machine,
     /// Its name.
     pub(super) system: &'a str,
     pub(super) trace: &'a [Arrival],
@@ -48,16 +51,6 @@ pub(super) struct Served {
     pub(super) recomputed_percent: f64,
 }
 
-/// What the model is, in words.
-pub(super) fn shape(model: &Path) -> anyhow::Result<String> {
-    let checkpoint = Checkpoint::open(model)?;
-    let config = checkpoint.config();
-    Ok(format!(
-        "{}, {} layers, {} key-value heads of {}",
-        config.architecture, config.num_layers, config.num_kv_heads, config.head_dim
-    ))
-}
-
 /// Plays the whole trace, until its last request has ended. Time is measured, and passes at once while
 /// there is nothing to do.
 ///
@@ -68,6 +61,9 @@ pub(super) fn serve(run: Run<'_>) -> anyhow::Result<Served> {
     while session.step()? {}
     session.served()
 }
+
+/// Of the tokens that all prompts begin with.
+const SHARED_SEED: u64 = 1 << 32;
 
 /// Requests let in and not ended, by their first sequence.
 type Running = Arc<Mutex<BTreeMap<SeqId, Lengths>>>;
@@ -113,7 +109,6 @@ impl Admission for Recorded {
 struct Session<'a> {
     run: Run<'a>,
     system: &'static dyn System,
-    machine: Machine,
     engine: Engine,
     running: Running,
     random: SplitMix,
@@ -133,9 +128,8 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     fn new(run: Run<'a>) -> anyhow::Result<Self> {
-        let machine = Machine::quarter();
         let system = systems::named(run.system)?;
-        let setup = system.setup(&machine);
+        let setup = system.setup(&run.machine);
         let config = config_of(&setup);
         let checkpoint = Checkpoint::open(run.model)?;
         let tokenizer = Arc::new(Tokenizer::from_checkpoint(&checkpoint)?);
@@ -143,9 +137,16 @@ impl<'a> Session<'a> {
             block_size: config.block_size,
             num_blocks: config.num_blocks,
             num_host_blocks: config.num_host_blocks,
-            kv_dtype: KvDtype::Bf16,
+            kv_dtype: match setup.int8_pages {
+                true => KvDtype::Int8,
+                false => KvDtype::Bf16,
+            },
         };
-        let model = Model::load(&checkpoint, LoadOptions::default())?;
+        let options = LoadOptions {
+            dtype: run.weights,
+            ..LoadOptions::default()
+        };
+        let model = Model::load(&checkpoint, options)?;
         let executor = ModelExecutor::new(CpuRunner::new(model, cache)?);
         let mut engine = Engine::new(config, Box::new(executor), tokenizer)?;
         warm_up(&mut engine)?;
@@ -157,7 +158,6 @@ impl<'a> Session<'a> {
         Ok(Session {
             run,
             system,
-            machine,
             engine,
             running,
             random: SplitMix(0),
@@ -209,8 +209,15 @@ impl<'a> Session<'a> {
             && arrival.at_s <= self.now().as_secs_f64()
         {
             let vocab_size = self.engine.tokenizer().vocab_size() as u64;
+            let mut shared = SplitMix(SHARED_SEED);
             let random = &mut self.random;
-            let draw = |_| (random.next() % vocab_size) as TokenId;
+            let draw = |at| {
+                let random = match at < arrival.shared as usize {
+                    true => &mut shared,
+                    false => &mut *random,
+                };
+                (random.next() % vocab_size) as TokenId
+            };
             let prompt = (0..arrival.lengths.prompt).map(draw).collect();
             let request = request(prompt, arrival.lengths.output);
             let at = Duration::from_secs_f64(arrival.at_s);
@@ -236,7 +243,7 @@ impl<'a> Session<'a> {
                 .copied()
                 .expect("who is planned was let in")
         };
-        let slots = Slots::of(plan, self.system, &self.machine, of);
+        let slots = Slots::of(plan, self.system, &self.run.machine, of);
         (slots, plan.seqs.len())
     }
 
@@ -278,7 +285,7 @@ impl<'a> Session<'a> {
         let computed = stats.num_computed_tokens.max(1) as f64;
         Ok(Served {
             latency_s: self.latencies_s / num_requests,
-            percent: self.usage.percent(self.machine.num_slots),
+            percent: self.usage.percent(self.run.machine.num_slots),
             batch_size: self.usage.batch_size(),
             rate: self.num_drawn as f64 / mean_output / self.usage.time_s,
             step_ms: 1e3 * self.usage.time_s / f64::from(self.num_steps),

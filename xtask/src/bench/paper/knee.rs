@@ -17,9 +17,18 @@ impl Curve {
         &self.points
     }
 
-    fn insert(&mut self, rate: f64, latency: f64) {
+    /// Adds a measurement.
+    pub(crate) fn insert(&mut self, rate: f64, latency: f64) {
         let place = self.points.partition_point(|&(r, _)| r < rate);
         self.points.insert(place, (rate, latency));
+    }
+
+    /// Where the latency first reaches `threshold`, by what is known; `None` if it never does, or is
+    /// above from the first.
+    pub(crate) fn between(&self, threshold: f64) -> Option<f64> {
+        let after = self.points.iter().position(|&(_, l)| l >= threshold)?;
+        let before = self.points.get(after.checked_sub(1)?)?;
+        Some(interpolated(*before, self.points[after], threshold))
     }
 
     /// Where the latency first reaches `threshold`: first doubling or halving the rate from `near`,
@@ -41,8 +50,7 @@ impl Curve {
                 Some(at) => {
                     let (low, high) = (self.points[at - 1], self.points[at]);
                     if high.0 / low.0 <= NEAR {
-                        let share = (threshold / low.1).ln() / (high.1 / low.1).ln();
-                        return Ok(low.0 + share * (high.0 - low.0));
+                        return Ok(interpolated(low, high, threshold));
                     }
                     (low.0 * high.0).sqrt()
                 }
@@ -56,9 +64,27 @@ impl Curve {
     }
 }
 
+/// In proportion to the logarithm of the latency.
+fn interpolated(low: (f64, f64), high: (f64, f64), threshold: f64) -> f64 {
+    let share = (threshold / low.1).ln() / (high.1 / low.1).ln();
+    low.0 + share * (high.0 - low.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_crossing_lies_between_measured_rates() {
+        let mut curve = Curve::default();
+        for (rate, latency) in [(4.0, 0.16), (1.0, 0.01), (2.0, 0.01)] {
+            curve.insert(rate, latency);
+        }
+        let rate = curve.between(0.04).expect("it is crossed");
+        assert!((rate - 3.0).abs() < 1e-9, "{rate}");
+        assert_eq!(curve.between(0.2), None, "never reached");
+        assert_eq!(curve.between(0.005), None, "not from below");
+    }
 
     #[test]
     fn the_crossing_is_found_from_either_side() {

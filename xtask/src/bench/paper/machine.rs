@@ -71,6 +71,8 @@ pub(crate) struct Machine {
     /// Tokens of the pool if a key or value is 16 bits.
     pub(crate) num_slots: usize,
     pub(crate) block_size: usize,
+    /// Values of a head's key.
+    pub(crate) head_dim: usize,
     /// Longest request.
     pub(crate) context_len: usize,
     /// Requests of a batch whose memory is set aside for the longest of them; by model and data.
@@ -88,6 +90,7 @@ impl Machine {
             model,
             num_slots: model.num_slots(),
             block_size: 16,
+            head_dim: HEAD_DIM,
             context_len: CONTEXT_LEN,
             padded_batch,
             num_seqs: 1,
@@ -97,12 +100,15 @@ impl Machine {
 
     /// The 13B's with a quarter of all lengths: context, pool and blocks. With requests of a quarter
     /// of their lengths what fits is the same.
-    pub(crate) fn quarter() -> Self {
+    ///
+    /// `head_dim`: that of the model in place of the paper's.
+    pub(crate) fn quarter(head_dim: usize) -> Self {
         let paper = Self::paper(Model::Opt13b, 0);
         Machine {
             num_slots: paper.num_slots / SCALE,
             block_size: paper.block_size / SCALE,
             context_len: paper.context_len / SCALE,
+            head_dim,
             ..paper
         }
     }
@@ -114,6 +120,8 @@ impl Machine {
 
 /// What lengths are divided by for real engines on small machines.
 pub(crate) const SCALE: usize = 4;
+/// Values of a head's key in all of the paper's models.
+const HEAD_DIM: usize = 128;
 /// Longest request of the paper's models, tokens.
 pub(crate) const CONTEXT_LEN: usize = 2048;
 /// 20 GiB of 819,200 bytes a token, tokens: the artifact's swap space for each GPU.

@@ -89,6 +89,7 @@ impl<'a> Replay<'a> {
             admission,
             padded,
             context_price,
+            int8_pages: _,
         } = run.system.setup(run.machine);
         let has_tokens = blocks.prefix_caching;
         let cost = run.machine.cost();

@@ -30,6 +30,8 @@ pub(crate) trait System: Sync {
 pub(crate) struct Setup {
     pub(crate) scheduler: scheduler::Config,
     pub(crate) blocks: block_manager::Config,
+    /// Keys and values are 8 bits and a scale.
+    pub(crate) int8_pages: bool,
     pub(crate) admission: Option<Box<dyn Admission>>,
     /// A batch computes all its requests at the length of its longest prompt and output, and none
     /// is answered before it ends.
@@ -67,6 +69,7 @@ impl Setup {
             },
             admission: None,
             padded: false,
+            int8_pages: false,
             context_price: 1.0,
         }
     }

@@ -16,7 +16,7 @@ use pageloom::Pageloom;
 use super::system::System;
 
 /// All that can be named.
-pub(crate) const ALL: [&dyn System; 17] = [
+pub(crate) const ALL: [&dyn System; 19] = [
     &FasterTransformer,
     &Orca::Max,
     &Orca::Pow2,
@@ -33,6 +33,8 @@ pub(crate) const ALL: [&dyn System; 17] = [
     &Pageloom::ALL_SLOTS,
     &Pageloom::ALL,
     &Pageloom::ALL_EAGER,
+    &Pageloom::ALL_TIERS,
+    &Pageloom::ALL_TIERS_16_BITS,
     &example::Capped,
 ];
 

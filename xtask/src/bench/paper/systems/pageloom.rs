@@ -101,6 +101,17 @@ impl Pageloom {
         int8: false,
         ..Self::ALL
     };
+    /// For machines where copies to the host may cost less than computing again.
+    pub(crate) const ALL_TIERS: Self = Pageloom {
+        name: "pageloom-tiers",
+        preemption: PreemptionMode::Auto,
+        ..Self::ALL
+    };
+    pub(crate) const ALL_TIERS_16_BITS: Self = Pageloom {
+        name: "pageloom-tiers-16-bits",
+        int8: false,
+        ..Self::ALL_TIERS
+    };
 }
 
 /// Tokens a step, and sequences at once, if prompts are computed in parts: as many as are computed
@@ -108,9 +119,9 @@ impl Pageloom {
 const CHUNKED_NUM_TOKENS: usize = 160;
 const CHUNKED_SLOTS_A_SEQ: usize = 128;
 
-/// Bytes of a head's 128 values with 16 bits, and with 8 bits and a scale of 32.
-const BYTES_16: usize = 2 * 128;
-const BYTES_8: usize = 128 + 4;
+/// Bytes of a value of 16 bits, and of the scale that a head's values of 8 bits have.
+const BYTES_16: usize = 2;
+const SCALE_BYTES: usize = 4;
 
 impl System for Pageloom {
     fn name(&self) -> &'static str {
@@ -124,6 +135,7 @@ impl System for Pageloom {
             mut admission,
             padded,
             mut context_price,
+            ..
         } = Paged.setup(machine);
         if self.chunked {
             let most = CHUNKED_NUM_TOKENS.max(machine.num_slots / CHUNKED_SLOTS_A_SEQ);
@@ -136,7 +148,8 @@ impl System for Pageloom {
         }
         if self.int8 {
             context_price = self.int8_price;
-            blocks.num_blocks = machine.num_slots * BYTES_16 / BYTES_8 / machine.block_size;
+            let bytes = machine.num_slots * BYTES_16 * machine.head_dim;
+            blocks.num_blocks = bytes / (machine.head_dim + SCALE_BYTES) / machine.block_size;
         }
         scheduler.learn_headroom = self.headroom;
         if self.preemption != PreemptionMode::Recompute {
@@ -153,6 +166,7 @@ impl System for Pageloom {
             admission,
             padded,
             context_price,
+            int8_pages: self.int8,
         }
     }
 }
