@@ -1,16 +1,19 @@
 //! What pages cost attention: the same kernel over keys that lie in order and over shuffled pages, the
-//! paper's figure 18a, on the CPU.
+//! paper's figure 18a, on the CPU or a GPU.
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use pageloom_paged_attn_kernels::KvDtype;
 use pageloom_paged_attn_kernels::cpu::ThreadPool;
+use pageloom_paged_attn_kernels::cuda::Device;
 use serde::{Deserialize, Serialize};
 
 use super::experiment::{
-    Axis, Bound, Cell, Check, Experiment, Plot, PlotKind, RunArgs, Series, Source, Table,
+    Axis, Basis, Bound, Cell, Check, Experiment, Machine, Plot, PlotKind, RunArgs, Series, Source,
+    Table,
 };
+use super::kernels::attention::{CONTIGUOUS as GPU_CONTIGUOUS, Decodes, contiguous_and_paged};
 use super::resume::Points;
 use super::workload::{Blocks, Model, Order, Sequences, Workload};
 
@@ -37,6 +40,9 @@ const PAPER: [(usize, usize, f64, f64); 6] = [
 pub(crate) struct Args {
     #[command(flatten)]
     run: RunArgs,
+    /// Where: the CPU, or the first GPU
+    #[arg(long, value_enum, default_value_t = On::Cpu)]
+    device: On,
     /// Tokens that each sequence attends to
     #[arg(long, value_delimiter = ',', default_values_t = [64, 128, 256, 512, 1024, 2048, 8192, 32768])]
     contexts: Vec<usize>,
@@ -63,9 +69,16 @@ pub(crate) struct Args {
     memory_gib: f64,
 }
 
+#[derive(clap::ValueEnum, Serialize, Clone, Copy, PartialEq, Eq)]
+enum On {
+    Cpu,
+    Cuda,
+}
+
 /// One point: a step of equal sequences.
 #[derive(Serialize, Clone, Copy)]
 struct Point {
+    device: On,
     batch_size: usize,
     context: usize,
     num_heads: usize,
@@ -99,10 +112,29 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         "--memory-gib: no point fits {} GiB",
         args.memory_gib
     );
+    let gpu = match args.device {
+        On::Cuda => Some(Device::open(0).context("--device cuda")?),
+        On::Cpu => None,
+    };
     let saved = Points::open("kernel", &args.run)?;
-    let times = saved.all(&points, 1, measure)?;
+    let times = saved.all(&points, 1, |point| match &gpu {
+        Some(gpu) => measure_on_gpu(gpu, point),
+        None => measure(point),
+    })?;
     let rows: Vec<(Point, Times)> = points.iter().copied().zip(times).collect();
-    experiment(args, &rows).publish(&args.run)?;
+    let mut experiment = experiment(args, &rows);
+    if let Some(gpu) = &gpu {
+        let properties = gpu.properties();
+        let (major, minor) = properties.capability;
+        experiment.name = "kernel-cuda".to_owned();
+        experiment.command += " --device cuda";
+        experiment.basis = Basis::Measured(Machine {
+            arch: properties.name.clone(),
+            num_cores: properties.num_sms as usize,
+            instructions: format!("compute capability {major}.{minor}"),
+        });
+    }
+    experiment.publish(&args.run)?;
     saved.forget()
 }
 
@@ -113,6 +145,7 @@ fn points(args: &Args) -> Vec<Point> {
     for &batch_size in &args.batch_sizes {
         for &context in &args.contexts {
             points.push(Point {
+                device: args.device,
                 batch_size: batch_size.into(),
                 context,
                 num_heads: args.num_heads,
@@ -190,6 +223,22 @@ fn measure(point: &Point) -> anyhow::Result<Times> {
     })
 }
 
+fn measure_on_gpu(gpu: &Device, point: &Point) -> anyhow::Result<Times> {
+    let decodes = Decodes {
+        num_heads: point.num_heads,
+        num_kv_heads: point.num_kv_heads,
+        head_dim: point.head_dim,
+        batch: point.batch_size,
+        context: point.context,
+    };
+    let [contiguous_ms, paged_ms] = contiguous_and_paged(gpu, decodes)?;
+    Ok(Times {
+        contiguous_us: 1e3 * contiguous_ms,
+        paged_us: 1e3 * paged_ms,
+        ratio: paged_ms / contiguous_ms,
+    })
+}
+
 pub(crate) fn median(mut samples: Vec<f64>) -> f64 {
     samples.sort_unstable_by(f64::total_cmp);
     samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
@@ -210,11 +259,22 @@ fn experiment(args: &Args, rows: &[(Point, Times)]) -> Experiment {
         "One attention kernel of vLLM over pages of 16 tokens beside FasterTransformer's \
         over contiguous keys, on an A100: 20 to 26 % slower by the text, 19 to 45 % by the figure."
             .to_owned();
+    let (contiguous, samples) = match args.device {
+        On::Cpu => (
+            CONTIGUOUS,
+            "samples of both alternate, four layers in turn so that none is found in the cache of the \
+             run before. The median of the rounds' ratios is told.",
+        ),
+        On::Cuda => (
+            GPU_CONTIGUOUS,
+            "graphs of launches over so many copies of the data that they do not fit the second cache \
+             level. Medians of the runs are told.",
+        ),
+    };
     results.ours = format!(
-        "The same kernel twice, so that pages are all that differs: over blocks of {CONTIGUOUS} tokens \
+        "The same kernel twice, so that pages are all that differs: over blocks of {contiguous} tokens \
          that lie in order, and over shuffled pages of {PAGE}. One decode step, one token a sequence, \
-         bf16; samples of both alternate, four layers in turn so that none is found in the cache of the \
-         run before. The median of the rounds' ratios is told."
+         bf16; {samples}"
     );
     for (name, value) in [
         ("query heads", args.num_heads),

@@ -4,12 +4,15 @@ use anyhow::Result;
 use half::bf16;
 use pageloom_paged_attn_kernels::cuda::attention::{AttendArgs, AttendPlan, PlanShape, attend};
 use pageloom_paged_attn_kernels::cuda::blocks::{KvRows, WriteKvArgs, write_kv};
-use pageloom_paged_attn_kernels::cuda::{Buffer, Dtype, KvCache};
+use pageloom_paged_attn_kernels::cuda::{Buffer, Device, Dtype, KvCache};
 use pageloom_paged_attn_kernels::{AttendBatch, CacheLayout, KvDtype};
 
 use super::Measure;
 use super::timing::{Bench, Times};
 use crate::bench::lengths::SplitMix;
+
+/// Tokens of a block where keys lie in order.
+pub(crate) const CONTIGUOUS: usize = 128;
 
 /// What is attended to.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +53,15 @@ const OPT_13B: Case = Case {
 };
 
 impl Case {
+    /// The same over keys that lie in order.
+    fn in_one_run(self) -> Self {
+        Case {
+            block_size: CONTIGUOUS,
+            shuffled: false,
+            ..self
+        }
+    }
+
     fn blocks_a_sequence(&self) -> usize {
         self.context.div_ceil(self.block_size)
     }
@@ -222,12 +234,7 @@ pub(super) fn paged_against_contiguous(bench: &mut Bench) -> Result<()> {
                 context,
                 ..OPT_13B
             };
-            let contiguous = Case {
-                block_size: 128,
-                shuffled: false,
-                ..paged
-            };
-            let base = contiguous.time(bench)?;
+            let base = paged.in_one_run().time(bench)?;
             let times = paged.time(bench)?;
             let measure = Measure::Ratio(times.median / base.median);
             let case = format!("{} over one run ({:.4} ms)", paged.name(), base.median);
@@ -235,6 +242,37 @@ pub(super) fn paged_against_contiguous(bench: &mut Bench) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// One decode step of equal sequences, bf16.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Decodes {
+    pub(crate) num_heads: usize,
+    pub(crate) num_kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) batch: usize,
+    pub(crate) context: usize,
+}
+
+/// Milliseconds of a layer's attention on the first GPU: over keys that lie in order, and over
+/// shuffled pages of 16 tokens.
+///
+/// # Errors
+/// If there is no GPU, or a kernel fails.
+pub(crate) fn contiguous_and_paged(device: &Device, decodes: Decodes) -> Result<[f64; 2]> {
+    let bench = Bench::new(device, false)?;
+    let paged = Case {
+        num_heads: decodes.num_heads,
+        num_kv_heads: decodes.num_kv_heads,
+        head_dim: decodes.head_dim,
+        batch: decodes.batch,
+        context: decodes.context,
+        ..LLAMA_8B
+    };
+    Ok([
+        paged.in_one_run().time(&bench)?.median,
+        paged.time(&bench)?.median,
+    ])
 }
 
 /// Block sizes at one size of work.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use half::bf16;
 use pageloom_paged_attn_kernels::cuda::blocks::{
-    BlockPairs, KvRows, WriteKvArgs, copy_blocks, write_kv,
+    BlockPairs, KvRows, WriteKvArgs, copy_blocks, swap_blocks, write_kv,
 };
 use pageloom_paged_attn_kernels::cuda::elementwise::{
     ActivationArgs, NormArgs, rms_norm, silu_mul,
@@ -11,6 +11,7 @@ use pageloom_paged_attn_kernels::cuda::elementwise::{
 use pageloom_paged_attn_kernels::cuda::{Buffer, KvCache};
 use pageloom_paged_attn_kernels::{CacheLayout, KvDtype};
 
+use super::Measure;
 use super::timing::Bench;
 use crate::bench::lengths::SplitMix;
 
@@ -31,7 +32,8 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     write(bench)?;
     norm(bench)?;
     activation(bench)?;
-    copies(bench)
+    copies(bench)?;
+    swaps(bench)
 }
 
 /// 8,192 tokens of 8 heads of 128 into random slots.
@@ -155,6 +157,44 @@ fn copies(bench: &mut Bench) -> Result<()> {
         times,
         measure,
     );
+    Ok(())
+}
+
+/// Figure 19a of the paper: what goes to the host and comes back when a sequence is preempted.
+fn swaps(bench: &mut Bench) -> Result<()> {
+    const NUM_TOKENS: usize = 256;
+    for block_size in [8, 16, 32, 64, 128] {
+        let layout = CacheLayout {
+            num_layers: 40,
+            num_blocks: 2 * NUM_TOKENS / block_size,
+            block_size,
+            num_kv_heads: 40,
+            ..LAYOUT
+        };
+        let mut device = KvCache::new(&bench.device, layout)?;
+        let mut host = KvCache::new_pinned(&bench.device, layout)?;
+        device.fill(&bench.stream, 0x5a)?;
+        host.fill(&bench.stream, 0xa5)?;
+        let pairs: Vec<(u32, u32)> = permutation(layout.num_blocks)
+            .into_iter()
+            .zip(0..)
+            .take(NUM_TOKENS / block_size)
+            .collect();
+        let bytes = pairs.len() * layout.bytes_per_block()?;
+        let back: Vec<(u32, u32)> = pairs.iter().map(|&(from, to)| (to, from)).collect();
+        let mut on_device = BlockPairs::new(&bench.device)?;
+        for (way, pairs) in [("out", pairs), ("in", back)] {
+            on_device.set(&bench.stream, &pairs)?;
+            let times = bench.time(1, |_| match way {
+                "out" => swap_blocks(&bench.stream, &device, &mut host, &on_device),
+                _ => swap_blocks(&bench.stream, &host, &mut device, &on_device),
+            })?;
+            let measure = Measure::GbPerS(bytes as f64 / times.median / 1e6);
+            let case = format!("{way}, blocks of {block_size} ({} MiB)", bytes >> 20);
+            let table = "Swaps of 256 tokens of OPT-13B's shape (figure 19a)";
+            bench.add(table, case, times, measure);
+        }
+    }
     Ok(())
 }
 

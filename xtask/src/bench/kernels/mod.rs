@@ -4,7 +4,7 @@
 //! copies of the data that they do not fit in the L2 cache. Rates of memory are in percent of a
 //! large copy on the same device in the same run, bytes read and written counted.
 
-mod attention;
+pub(crate) mod attention;
 mod memory;
 mod timing;
 
@@ -52,6 +52,8 @@ enum Measure {
     Tflops(f64),
     /// The time over that of another case.
     Ratio(f64),
+    /// 10^9 bytes a second, one way.
+    GbPerS(f64),
 }
 
 #[derive(Serialize)]
@@ -107,6 +109,7 @@ fn print(rows: &[Row]) {
             Measure::PercentOfCopy(percent) => format!("{percent:.1} % of copy"),
             Measure::Tflops(tflops) => format!("{tflops:.0} TFLOP/s"),
             Measure::Ratio(ratio) => format!("{ratio:.3} x"),
+            Measure::GbPerS(rate) => format!("{rate:.1} GB/s"),
         };
         println!(
             "| {} | {:.4} | {:.4}..{:.4} | {measure} |",
