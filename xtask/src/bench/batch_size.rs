@@ -125,7 +125,7 @@ pub(crate) fn experiment(run: &RunArgs) -> anyhow::Result<Experiment> {
     for (panel, sizes) in PANELS.iter().zip(of_systems.chunks(SYSTEMS.len())) {
         report(&mut experiment, panel, sizes);
     }
-    points.forget()?;
+    experiment.points = points.into_files();
     Ok(experiment)
 }
 

@@ -81,7 +81,7 @@ pub(crate) fn experiment(run: &RunArgs) -> anyhow::Result<Experiment> {
             &found.chunks(seeds.len()).collect::<Vec<_>>(),
         );
     }
-    points.forget()?;
+    experiment.points = points.into_files();
     Ok(experiment)
 }
 

@@ -91,7 +91,7 @@ pub(crate) fn experiment(run: &RunArgs) -> anyhow::Result<Experiment> {
         }
     }
     experiment.plots.push(plot(&firsts));
-    points.forget()?;
+    experiment.points = points.into_files();
     Ok(experiment)
 }
 

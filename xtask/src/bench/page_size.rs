@@ -82,9 +82,9 @@ pub(crate) fn experiment(run: &RunArgs) -> anyhow::Result<Experiment> {
     let results = points.all(&parameters, num_threads(), |point| {
         simulate(&dataset, point)
     })?;
-    points.forget()?;
     let of_sizes: Vec<&[Figures]> = results.chunks(seeds.len()).collect();
     let mut experiment = describe(seeds, duration_s);
+    experiment.points = points.into_files();
     for ((system, paper), results) in MODES.iter().zip(of_sizes.chunks(BLOCK_SIZES.len())) {
         experiment.tables.push(table(system, paper, results));
         experiment.plots.push(plot(system, paper, results));

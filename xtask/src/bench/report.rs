@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 
 use super::experiment::{Basis, Bound, Cell, Check, Experiment, Plot, Table, root};
-use super::plot;
+use super::{plot, resume};
 
 /// Where results of full runs are kept.
 pub(crate) fn folder() -> PathBuf {
@@ -114,7 +114,8 @@ pub(crate) fn read_all(folder: &Path) -> anyhow::Result<Vec<Experiment>> {
     Ok(experiments)
 }
 
-/// Writes an experiment's JSON, plots and section; each file whole or not at all, the JSON last.
+/// Writes an experiment's JSON, plots and section, each file whole or not at all, the JSON last; then
+/// removes the points that it was made from.
 pub(crate) fn write(folder: &Path, experiment: &Experiment) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let stem = experiment.stem();
@@ -123,7 +124,8 @@ pub(crate) fn write(folder: &Path, experiment: &Experiment) -> anyhow::Result<()
         write_file(&folder.join(plot_file(experiment, drawn)), &svg)?;
     }
     write_file(&folder.join(format!("{stem}.md")), &section(experiment))?;
-    write_file(&folder.join(format!("{stem}.json")), &experiment.to_json()?)
+    write_file(&folder.join(format!("{stem}.json")), &experiment.to_json()?)?;
+    resume::remove(&experiment.points)
 }
 
 /// Replaces a file at once: who is interrupted leaves the old one.

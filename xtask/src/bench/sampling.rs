@@ -136,8 +136,8 @@ pub(crate) fn experiment(run: &RunArgs) -> anyhow::Result<Experiment> {
         }
     }
     let found = sweep(&points, &tasks, num_threads())?;
-    points.forget()?;
     let mut experiment = describe(seeds, duration_s);
+    experiment.points = points.into_files();
     report_savings(&mut experiment, &savings);
     for (num_seqs, renewal) in NUM_SEQS.into_iter().zip(renewals) {
         experiment.parameter(

@@ -101,7 +101,7 @@ pub(crate) fn experiment(run: &RunArgs) -> anyhow::Result<Experiment> {
         experiment.plots.push(plot(panel, &rows));
         experiment.checks.extend(check(panel, &rows));
     }
-    points.forget()?;
+    experiment.points = points.into_files();
     Ok(experiment)
 }
 

@@ -189,7 +189,7 @@ fn experiment_of(args: &Args) -> anyhow::Result<Experiment> {
         experiment.plots.push(plot(panel, &rows));
         experiment.checks.extend(checks(panel, &rows));
     }
-    points.forget()?;
+    experiment.points = points.into_files();
     Ok(experiment)
 }
 

@@ -114,6 +114,7 @@ fn print(rows: &[Vec<String>]) {
 #[cfg(test)]
 mod tests {
     use super::super::experiment::{Bound, Check};
+    use super::super::resume;
     use super::*;
 
     #[test]
@@ -135,12 +136,14 @@ mod tests {
     fn names_are_those_of_the_experiments() {
         let run = RunArgs {
             quick: true,
-            ..RunArgs::default()
+            fresh: true,
+            out: Some("unit-test".into()),
         };
         let prefix_cache = prefix_cache::experiment(&run).unwrap();
         assert!(SIMULATED.iter().any(|(name, _)| *name == prefix_cache.name));
         // The same for everyone, to the last byte.
         let again = prefix_cache::experiment(&run).unwrap();
         assert_eq!(prefix_cache.to_json().unwrap(), again.to_json().unwrap());
+        resume::remove(&again.points).unwrap();
     }
 }

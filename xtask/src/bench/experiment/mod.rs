@@ -30,7 +30,7 @@ pub(crate) struct RunArgs {
     /// Fewer points and shorter traces: within a minute. Written under target/bench/quick
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Forget the points that an interrupted run has saved
+    /// Compute again what an interrupted run has saved
     #[arg(long)]
     pub(crate) fresh: bool,
     /// Folder for JSON, plots and section [default: benches/report]
@@ -85,6 +85,10 @@ pub(crate) struct Experiment {
     pub(crate) checks: Vec<Check>,
     /// What the figures say, and what limits them; a paragraph each.
     pub(crate) notes: Vec<String>,
+    /// Files of the points it was made from, removed when it is written: until then an interruption
+    /// loses nothing.
+    #[serde(skip)]
+    pub(crate) points: Vec<PathBuf>,
 }
 
 /// Where an experiment's own numbers come from.
@@ -132,6 +136,7 @@ impl Experiment {
             plots: Vec::new(),
             checks: Vec::new(),
             notes: Vec::new(),
+            points: Vec::new(),
         }
     }
 

@@ -124,7 +124,7 @@ fn make(run: &RunArgs, replicas: &[usize], routers: &[&'static str]) -> anyhow::
     let both: Vec<_> = targets.iter().zip(&sustained).collect();
     let mut experiment = results::experiment(&workloads, &tasks, &outcomes);
     results::sustained(&mut experiment, &both);
-    points.forget()?;
+    experiment.points = points.into_files();
     Ok(experiment)
 }
 

@@ -151,7 +151,6 @@ pub(super) fn experiment(args: &Args, run: &RunArgs) -> anyhow::Result<Experimen
     let saved = Points::open("preemption", run)?;
     let num_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let figures = saved.all(&points, num_threads, |point| simulate(point, &lengths))?;
-    saved.forget()?;
     let mut rows = Vec::new();
     for (points, figures) in points.chunks(seeds.len()).zip(figures.chunks(seeds.len())) {
         let mut mean = Figures::default();
@@ -162,7 +161,9 @@ pub(super) fn experiment(args: &Args, run: &RunArgs) -> anyhow::Result<Experimen
             mean,
         });
     }
-    Ok(results(args, requests, seeds.len(), &rows))
+    let mut experiment = results(args, requests, seeds.len(), &rows);
+    experiment.points = saved.into_files();
+    Ok(experiment)
 }
 
 fn results(args: &Args, requests: usize, num_seeds: usize, rows: &[Row]) -> Experiment {

@@ -116,8 +116,8 @@ fn experiment_of(args: &Args) -> anyhow::Result<Experiment> {
         let trace = &traces[i.context("a trace of the list")?];
         measure(trace, &policies, point.num_blocks, point.block_size)
     })?;
-    saved.forget()?;
     let mut results = results::new();
+    results.points = saved.into_files();
     for (&(name, unlimited), trace) in TRACES.iter().zip(&traces) {
         let points = points
             .iter()
