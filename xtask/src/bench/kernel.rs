@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use pageloom_paged_attn_kernels::KvDtype;
 use pageloom_paged_attn_kernels::cpu::ThreadPool;
 use pageloom_paged_attn_kernels::cuda::Device;
@@ -43,11 +43,16 @@ pub(crate) struct Args {
     /// Where: the CPU, or the first GPU
     #[arg(long, value_enum, default_value_t = On::Cpu)]
     device: On,
-    /// Tokens that each sequence attends to
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 128, 256, 512, 1024, 2048, 8192, 32768])]
+    /// Tokens that each sequence attends to, with commas between
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "LENGTHS",
+        default_value = "64,128,256,512,1024,2048,8192,32768"
+    )]
     contexts: Vec<usize>,
-    /// Sequences of a step
-    #[arg(long, value_delimiter = ',', default_values_t = [8, 32], value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Sequences of a step, with commas between
+    #[arg(long, value_delimiter = ',', value_name = "SIZES", default_value = "8,32", value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_sizes: Vec<u16>,
     /// Query heads
     #[arg(long, default_value_t = 9)]
@@ -102,10 +107,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .contexts
         .iter()
         .find(|n| !(1..=MAX_CONTEXT).contains(*n));
-    ensure!(
-        too_long.is_none(),
-        "--contexts: {too_long:?} is not from 1 to {MAX_CONTEXT}"
-    );
+    if let Some(context) = too_long {
+        bail!("--contexts: {context} is not from 1 to {MAX_CONTEXT}");
+    }
     let points = points(args);
     ensure!(
         !points.is_empty(),

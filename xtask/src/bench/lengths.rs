@@ -1,14 +1,14 @@
 //! Lengths of requests: from a file, or drawn from the paper's.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
-use flate2::read::GzDecoder;
+use anyhow::{Context, ensure};
+use serde::Serialize;
+
+use super::csv::{cells, lines, read_text};
 
 /// Tokens of one request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Request {
     pub(crate) prompt: usize,
     pub(crate) output: usize,
@@ -41,50 +41,66 @@ pub(crate) fn draw(num_requests: usize, seed: u64) -> anyhow::Result<Vec<Request
     Ok((0..num_requests).map(pick).collect())
 }
 
-/// Reads `prompt_len,output_len` rows, gzip if the name says so; a first line that is not numbers
-/// is a header.
+/// Names of the columns; those of traces are taken as well.
+const COLUMNS: [[&str; 2]; 2] = [
+    ["prompt_len", "prompt_tokens"],
+    ["output_len", "output_tokens"],
+];
+
+/// Reads a CSV, plain or gzip. A first line without any number names the columns, among which are
+/// `prompt_len` and `output_len`; without it there are these two.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Request>> {
-    let unreadable = || format!("cannot read lengths from {}", path.display());
-    let file = File::open(path).with_context(unreadable)?;
-    let mut text = String::new();
-    match path.extension() {
-        Some(gz) if gz == "gz" => GzDecoder::new(file).read_to_string(&mut text),
-        _ => BufReader::new(file).read_to_string(&mut text),
-    }
-    .with_context(unreadable)?;
-    parse(&text).with_context(|| format!("in {}", path.display()))
+    let text = read_text(path)?;
+    parse(&text).with_context(|| path.display().to_string())
 }
 
 fn parse(text: &str) -> anyhow::Result<Vec<Request>> {
     let mut requests = Vec::new();
-    for (i, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, l)| !l.trim().is_empty())
-    {
-        match parse_line(line) {
-            Ok(request) => requests.push(request),
-            Err(_) if i == 0 => {}
-            Err(error) => return Err(error.context(format!("line {}: {line:?}", i + 1))),
+    let (mut places, mut num_columns) = ([0, 1], 2);
+    for (i, (number, line)) in lines(text)?.into_iter().enumerate() {
+        let at = || format!("line {number}");
+        let cells = cells(line).with_context(at)?;
+        if i == 0 && !cells.iter().any(|cell| cell.parse::<f64>().is_ok()) {
+            (places, num_columns) = (named(&cells).with_context(at)?, cells.len());
+            continue;
         }
+        ensure!(
+            cells.len() == num_columns,
+            "line {number}: {line:?} has {} columns, not {num_columns}",
+            cells.len()
+        );
+        let [prompt, output] = places.map(|place| cells[place].as_ref());
+        requests.push(request(prompt, output).with_context(at)?);
     }
-    if requests.is_empty() {
-        bail!("no rows of prompt_len,output_len");
-    }
+    ensure!(
+        !requests.is_empty(),
+        "line 1: no rows of prompt_len,output_len"
+    );
     Ok(requests)
 }
 
-fn parse_line(line: &str) -> anyhow::Result<Request> {
-    let (prompt, output) = line
-        .split_once(',')
-        .context("expected prompt_len,output_len")?;
+/// The places of [`COLUMNS`].
+fn named(header: &[impl AsRef<str>]) -> anyhow::Result<[usize; 2]> {
+    let mut places = [0, 0];
+    for (place, names) in places.iter_mut().zip(COLUMNS) {
+        let found = header
+            .iter()
+            .position(|cell| names.contains(&cell.as_ref()));
+        *place = found.with_context(|| format!("no column {}", names.join(" or ")))?;
+    }
+    Ok(places)
+}
+
+fn request(prompt: &str, output: &str) -> anyhow::Result<Request> {
     let length = |text: &str| -> anyhow::Result<usize> {
-        let length = text.trim().parse()?;
+        let length: i64 = text
+            .parse()
+            .with_context(|| format!("{text:?} is no number of tokens"))?;
         ensure!(
-            (1..=MAX_LEN).contains(&length),
-            "a length must be from 1 to {MAX_LEN}"
+            (1..=MAX_LEN as i64).contains(&length),
+            "{length} tokens; a length is from 1 to {MAX_LEN}"
         );
-        Ok(length)
+        Ok(length as usize)
     };
     Ok(Request {
         prompt: length(prompt)?,
@@ -132,11 +148,19 @@ mod tests {
         let row = |prompt, output| Request { prompt, output };
         let parsed = parse("prompt_len,output_len\n3, 4\n\n5,6\n").unwrap();
         assert_eq!(parsed, [row(3, 4), row(5, 6)]);
+        assert_eq!(parse("3,4\r\n5,6").unwrap(), parsed);
+        let trace = "arrival_s,output_tokens,prompt_tokens\n0.5,4,3\n0.5,6,5\n";
+        assert_eq!(parse(trace).unwrap(), parsed);
         for (text, reason) in [
             ("", "no rows"),
             ("1,2\nx,3", "line 2"),
             ("1,2\n0,3", "line 2"),
             ("1,2\n7", "line 2"),
+            ("1,2\n7,8,9", "line 2"),
+            // A first line with a number is no header.
+            ("-5,2\n1,2", "line 1"),
+            ("prompt,output,3\n1,2", "line 1"),
+            ("arrival_s,prompt_len\n1,2", "no column output_len"),
             ("1,2\n1,99999999999", "line 2"),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());

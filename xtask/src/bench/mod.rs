@@ -3,6 +3,7 @@
 mod batch_size;
 mod block_size;
 mod cpu;
+mod csv;
 mod experiment;
 mod fleet;
 mod improvements;

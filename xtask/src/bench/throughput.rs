@@ -21,10 +21,12 @@ pub(crate) struct Args {
     /// A model to measure on, on this machine; without it the paper's is simulated
     #[arg(long, value_name = "FILE", conflicts_with_all = ["systems", "parts"])]
     model: Option<PathBuf>,
-    /// Systems, from those that serve least; an unknown name lists all
+    /// Systems, with commas between, from those that serve least; an unknown name lists all [default:
+    /// those of figure 12]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     systems: Vec<String>,
-    /// Parts of the figures, like 12a or 17 [default: all]
+    /// Parts of the figures, like 12a,17; an unknown name lists all [default: all; with --quick
+    /// 12a,12d,17]
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     parts: Vec<String>,
 }
@@ -177,6 +179,8 @@ fn experiment_of(args: &Args) -> anyhow::Result<Experiment> {
     }
     let found = sweep(&points, &tasks, num_threads())?;
     let mut experiment = describe(seeds);
+    experiment.flag("systems", &args.systems);
+    experiment.flag("parts", &args.parts);
     let num_requests: usize = found.iter().map(|f| f.num_requests).sum();
     experiment.parameter("requests simulated", num_requests);
     for (panel, found) in panels.iter().zip(found.chunks(systems.len() * seeds.len())) {

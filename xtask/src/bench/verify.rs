@@ -85,7 +85,7 @@ fn quick() -> anyhow::Result<Vec<Experiment>> {
     for (name, make) in SIMULATED {
         eprintln!("{name}");
         let mut experiment = make(&run)?;
-        experiment.finish()?;
+        experiment.finish_run(&run)?;
         report::write(&run.folder(), &experiment)?;
         experiments.push(experiment);
     }

@@ -31,12 +31,12 @@ pub(crate) struct Args {
     /// Without it that column stays empty
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Lengths of requests: a CSV file of prompt_len,output_len, plain or .gz. Without it they are
+    /// Lengths of requests: a CSV file with columns prompt_len and output_len, plain or gzip. Without it they are
     /// drawn from the paper's ShareGPT requests (means 161 and 338 tokens)
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     lengths: Option<PathBuf>,
     /// Requests to draw
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     num_requests: u32,
     /// Seed of drawn lengths and of block order
     #[arg(long, default_value_t = 1)]
@@ -93,6 +93,8 @@ struct Part<'a> {
     what: &'static str,
     block_size: Option<usize>,
     args: &'a Args,
+    /// Their lengths: a file of the same name may have changed since.
+    requests: &'a [Request],
     quick: bool,
 }
 
@@ -114,6 +116,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         what,
         block_size,
         args,
+        requests: &requests,
         quick: args.run.quick,
     };
     let kernels = saved.all(&[part("kernel", None)], 1, |_| {

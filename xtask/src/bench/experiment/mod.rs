@@ -27,13 +27,14 @@ pub(crate) use shown::{Axis, Cell, Plot, PlotKind, Scale, Series, Source, Table}
 /// Flags that all experiments have.
 #[derive(clap::Args, Debug, Clone, Default)]
 pub(crate) struct RunArgs {
-    /// Fewer points and shorter traces: within a minute. Written under target/bench/quick
+    /// Fewer points and shorter traces: within a minute
     #[arg(long)]
     pub(crate) quick: bool,
     /// Compute again what an interrupted run has saved
     #[arg(long)]
     pub(crate) fresh: bool,
-    /// Folder for JSON, plots and section [default: benches/report]
+    /// Folder for JSON, plots and section [default: benches/report; with --quick, bench/quick in
+    /// Cargo's target folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 }
@@ -165,12 +166,28 @@ impl Experiment {
     /// # Errors
     /// If a figure is not finite, a table is ragged, or a file cannot be written.
     pub(crate) fn publish(mut self, args: &RunArgs) -> anyhow::Result<()> {
-        self.finish()?;
+        self.finish_run(args)?;
         let folder = args.folder();
         report::write(&folder, &self)?;
         println!("{}", report::section(&self));
         eprintln!("written: {}", folder.join(self.stem()).display());
         Ok(())
+    }
+
+    /// As [`finish`](Self::finish), and says in the command that the run was quick.
+    pub(crate) fn finish_run(&mut self, args: &RunArgs) -> anyhow::Result<()> {
+        if args.quick {
+            self.command += " --quick";
+        }
+        self.finish()
+    }
+
+    /// Adds a flag to the command, with commas between its values; nothing if there are none.
+    pub(crate) fn flag<T: ToString>(&mut self, name: &str, values: &[T]) {
+        if !values.is_empty() {
+            let values: Vec<String> = values.iter().map(T::to_string).collect();
+            self.command += &format!(" --{name} {}", values.join(","));
+        }
     }
 
     /// Rounds, judges the checks, and refuses what JSON or a table cannot hold.

@@ -29,10 +29,10 @@ pub(crate) const NAME: &str = "fleet";
 pub(crate) struct Args {
     #[command(flatten)]
     run: RunArgs,
-    /// Numbers of replicas
+    /// Numbers of replicas, with commas between [default: 1,2,8,32,128,1000; with --quick 1,8,32]
     #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
     replicas: Vec<usize>,
-    /// Routers; an unknown name lists all
+    /// Routers, with commas between; an unknown name lists all [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     routers: Vec<String>,
 }
@@ -68,7 +68,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if routers.is_empty() {
         routers.extend(known);
     }
-    make(&args.run, replicas, &routers)?.publish(&args.run)
+    let mut experiment = make(&args.run, replicas, &routers)?;
+    experiment.flag("replicas", &args.replicas);
+    experiment.flag("routers", &args.routers);
+    experiment.publish(&args.run)
 }
 
 pub(crate) fn experiment(run: &RunArgs) -> anyhow::Result<Experiment> {

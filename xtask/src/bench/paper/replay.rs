@@ -20,6 +20,9 @@ use super::trace::{Arrival, Lengths};
 /// Requests that arrive before this are played, but their latencies are not counted; seconds.
 pub(crate) const WARM_UP_S: f64 = 60.0;
 
+/// Most tokens of prompts that wait or run at once: what they take in memory.
+const MAX_TOKENS_HELD: usize = 1 << 26;
+
 /// What is played.
 #[derive(Clone, Copy)]
 pub(crate) struct Run<'a> {
@@ -53,6 +56,8 @@ struct Replay<'a> {
     now_s: f64,
     /// Requests of the trace that have arrived.
     num_arrived: usize,
+    /// Tokens of the prompts that have arrived and are not answered.
+    tokens_held: usize,
     /// The request of each sequence, by the sequence's index.
     requests: Vec<u32>,
     /// Sequences of each request that have not ended.
@@ -113,6 +118,7 @@ impl<'a> Replay<'a> {
             num_copied: 0,
             now_s: 0.0,
             num_arrived: 0,
+            tokens_held: 0,
             requests: Vec::new(),
             num_left: vec![0; run.trace.len()],
             latencies: Vec::with_capacity(run.trace.len()),
@@ -190,6 +196,14 @@ impl<'a> Replay<'a> {
             && arrival.at_s <= self.now_s
         {
             let Lengths { prompt, output } = arrival.lengths;
+            self.tokens_held += prompt;
+            ensure!(
+                self.tokens_held <= MAX_TOKENS_HELD,
+                "at {} s, request {} of the trace: {} cannot keep up, and no more may wait",
+                arrival.at_s,
+                self.num_arrived + 1,
+                self.run.system.name()
+            );
             let prompt = match self.has_tokens {
                 true => (0..prompt).map(|at| token(arrival, at)).collect(),
                 false => vec![0; prompt],
@@ -315,6 +329,7 @@ impl<'a> Replay<'a> {
 
     fn answer(&mut self, request: u32) {
         let arrival = &self.run.trace[request as usize];
+        self.tokens_held -= arrival.lengths.prompt;
         if arrival.at_s >= WARM_UP_S {
             let latency = (self.now_s - arrival.at_s) / arrival.lengths.output as f64;
             self.latencies.push(latency);

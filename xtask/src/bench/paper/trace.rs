@@ -1,13 +1,12 @@
 //! Requests and when they arrive.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
-use flate2::read::GzDecoder;
+use anyhow::{Context, ensure};
+use sha2::{Digest, Sha256};
 
 use super::random::Mt19937;
+use crate::bench::csv::{cells, lines, read_text};
 
 /// Tokens of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +39,8 @@ pub(crate) struct Arrival {
 const QUANTUM_S: f64 = 0.01;
 /// Longest request, in tokens, that a file may have.
 const MAX_LEN: usize = 1 << 20;
+/// Longest trace, in seconds, that can be played: far later, the times of steps would be lost in rounding.
+pub(crate) const MAX_TIME_S: f64 = 1e9;
 
 /// When requests arrive and how many.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +89,7 @@ pub(crate) fn committed(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Reads the lengths in a CSV file, gzip if the name says so, whose first line names the columns.
+/// Reads the lengths in a CSV file, plain or gzip, whose first line names the columns.
 ///
 /// # Errors
 /// Names the file, and the line of what is missing, no number, negative or too long.
@@ -100,7 +101,7 @@ pub(crate) fn read_lengths(path: &Path, columns: [&str; 2]) -> anyhow::Result<Ve
 /// Reads a trace with `arrival_s`, `prompt_tokens` and `output_tokens`.
 ///
 /// # Errors
-/// As [`read_lengths`]; and a time that is before the one of the line before.
+/// As [`read_lengths`]; and a time that is none, or before the one of the line before.
 pub(crate) fn read_trace(path: &Path) -> anyhow::Result<Vec<Arrival>> {
     let rows = read_csv(path, &["prompt_tokens", "output_tokens", "arrival_s"])?;
     let arrival = |((lengths, at_s), text)| Arrival {
@@ -115,45 +116,54 @@ pub(crate) fn read_trace(path: &Path) -> anyhow::Result<Vec<Arrival>> {
 
 /// Lengths, and the time of a third column if one is asked for.
 fn read_csv(path: &Path, columns: &[&str]) -> anyhow::Result<Vec<(Lengths, f64)>> {
-    let unreadable = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(unreadable)?;
-    let mut text = String::new();
-    match path.extension() {
-        Some(gz) if gz == "gz" => GzDecoder::new(file).read_to_string(&mut text),
-        _ => file.read_to_string(&mut text),
-    }
-    .with_context(unreadable)?;
+    let text = read_text(path)?;
     parse(&text, columns).with_context(|| path.display().to_string())
 }
 
+/// A digest of what a trace holds.
+pub(crate) fn digest(trace: &[Arrival]) -> String {
+    let mut digest = Sha256::new();
+    for arrival in trace {
+        digest.update(arrival.at_s.to_bits().to_le_bytes());
+        for length in [arrival.lengths.prompt, arrival.lengths.output] {
+            digest.update((length as u64).to_le_bytes());
+        }
+    }
+    let digest = digest.finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn parse(text: &str, columns: &[&str]) -> anyhow::Result<Vec<(Lengths, f64)>> {
-    let mut lines = (1..).zip(text.lines());
-    let (_, header) = lines.next().context("line 1: the file is empty")?;
-    let names: Vec<&str> = header.split(',').map(str::trim).collect();
+    let lines = lines(text)?;
+    let Some((&(number, header), lines)) = lines.split_first() else {
+        anyhow::bail!("line 1: the file is empty");
+    };
+    let in_header = || format!("line {number}");
+    let names = cells(header).with_context(in_header)?;
     let place = |column: &&str| {
         let found = names.iter().position(|name| name == column);
-        found.with_context(|| format!("line 1: no column {column:?} among {names:?}"))
+        found.with_context(|| format!("line {number}: no column {column:?} among {names:?}"))
     };
     let places: Vec<usize> = columns.iter().map(place).collect::<Result<_, _>>()?;
-    let mut rows = Vec::new();
+    let mut rows = Vec::with_capacity(lines.len());
     let mut before = 0.0;
-    for (number, line) in lines.filter(|(_, line)| !line.trim().is_empty()) {
+    for &(number, line) in lines {
         let row = parse_row(line, &places, before).with_context(|| format!("line {number}"))?;
         before = row.1;
         rows.push(row);
     }
-    ensure!(!rows.is_empty(), "no rows below the header");
+    ensure!(!rows.is_empty(), "line {number}: no rows below the header");
     Ok(rows)
 }
 
 fn parse_row(line: &str, places: &[usize], before: f64) -> anyhow::Result<(Lengths, f64)> {
-    let cells: Vec<&str> = line.split(',').map(str::trim).collect();
+    let cells = cells(line)?;
     let cell = |place: usize| {
-        let found = cells.get(place).copied();
+        let found = cells.get(place).map(AsRef::as_ref);
         found.with_context(|| format!("{line:?} has {} columns", cells.len()))
     };
     let length = |place: usize| -> anyhow::Result<usize> {
-        let text = cell(place)?;
+        let text: &str = cell(place)?;
         let length: i64 = text
             .parse()
             .with_context(|| format!("{text:?} is no number of tokens"))?;
@@ -170,13 +180,18 @@ fn parse_row(line: &str, places: &[usize], before: f64) -> anyhow::Result<(Lengt
     let Some(&place) = places.get(2) else {
         return Ok((lengths, 0.0));
     };
-    let text = cell(place)?;
+    let text: &str = cell(place)?;
     let at_s: f64 = text
         .parse()
         .with_context(|| format!("{text:?} is no time in seconds"))?;
-    if !(at_s.is_finite() && at_s >= before) {
-        bail!("time {at_s} s is before {before} s, of the request before");
-    }
+    ensure!(
+        (0.0..=MAX_TIME_S).contains(&at_s),
+        "{text:?} is no time from 0 to {MAX_TIME_S} s"
+    );
+    ensure!(
+        at_s >= before,
+        "time {at_s} s is before {before} s, of the request before"
+    );
     Ok((lengths, at_s))
 }
 
@@ -212,7 +227,13 @@ mod tests {
         let text = "arrival_s,prompt_tokens,output_tokens\n0.5, 3,4\n\n0.5,5,6\n";
         let rows = parse(text, &["prompt_tokens", "output_tokens", "arrival_s"]).unwrap();
         let lengths = |prompt, output| Lengths { prompt, output };
-        assert_eq!(rows, [(lengths(3, 4), 0.5), (lengths(5, 6), 0.5)]);
+        let expected = [(lengths(3, 4), 0.5), (lengths(5, 6), 0.5)];
+        assert_eq!(rows, expected);
+        // As a spreadsheet writes it.
+        let text = "\u{feff}\"prompt_tokens\",\"id\",\"output_tokens\",\"arrival_s\"\r\n\
+            \"3\",\"a, b\",\"4\",\"0.5\"\r\n5,c,6,0.5\r\n";
+        let rows = parse(text, &["prompt_tokens", "output_tokens", "arrival_s"]).unwrap();
+        assert_eq!(rows, expected);
     }
 
     #[test]
@@ -225,7 +246,7 @@ mod tests {
                 "prompt_tokens,arrival_s\n1,2\n",
                 ["line 1", "output_tokens"],
             ),
-            (header, ["no rows", ""]),
+            (header, ["line 1", "no rows"]),
             (&format!("{header}1,2,0\n1,-2,0\n"), ["line 3", "-2 tokens"]),
             (
                 &format!("{header}1,2,0\n\n1,x,0\n"),
@@ -236,7 +257,18 @@ mod tests {
                 &format!("{header}1,2,1\n1,2,0.5\n"),
                 ["line 3", "before 1 s"],
             ),
-            (&format!("{header}1,2,NaN\n"), ["line 2", "before"]),
+            (&format!("{header}1,2,NaN\n"), ["line 2", "no time from 0"]),
+            (&format!("{header}1,2,-1\n"), ["line 2", "no time from 0"]),
+            (
+                &format!("{header}1,2,1e300\n"),
+                ["line 2", "no time from 0"],
+            ),
+            (&format!("{header}1,2,now\n"), ["line 2", "no time in"]),
+            (&format!("{header}1,\"2,0\n"), ["line 2", "not closed"]),
+            (
+                &format!("\n{header}1,99999999999999999999,0\n"),
+                ["line 3", "no number"],
+            ),
             (&format!("{header}1,9999999999,0\n"), ["line 2", "from 0"]),
         ] {
             let error = format!("{:#}", parse(text, &columns).unwrap_err());

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use pageloom_engine::{
     Engine, EngineConfig, EngineStats, PreemptionMode, Request, SimConfig, SimExecutor,
@@ -33,17 +33,30 @@ const TOKEN_TIME: Duration = Duration::from_micros(105);
 const SWAP_TIME: Duration = Duration::from_micros(1_270);
 /// Requests that arrive in this time are not measured, nor is what happens after the last arrival.
 const WARM_UP: Duration = Duration::from_secs(60);
+/// Most requests of a run, and blocks of the host for one of the device: what a run holds in memory.
+const MAX_REQUESTS: usize = 1_000_000;
+const MAX_SWAP_SPACE: f64 = 1000.0;
 
 #[derive(clap::Args, Serialize)]
 pub(super) struct Args {
-    /// Requests a second
-    #[arg(long, value_delimiter = ',', default_values_t = Args::default().rates)]
+    /// Requests a second, with commas between; --quick takes 2, 2.5 and 3.2
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "RATES",
+        default_value = "1.5,2,2.2,2.4,2.5,2.6,2.8,3.2"
+    )]
     rates: Vec<f64>,
     /// Requests of each run
     #[arg(long, default_value_t = Args::default().requests)]
     requests: usize,
-    /// Seeds of the arrivals; the table has the means
-    #[arg(long, value_delimiter = ',', default_values_t = Args::default().seeds)]
+    /// Seeds of the arrivals, with commas between; the table has the means
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "SEEDS",
+        default_value = "0,1,2"
+    )]
     seeds: Vec<u64>,
     /// Blocks of the host tier, as a multiple of the device's
     #[arg(long, default_value_t = Args::default().swap_space)]
@@ -51,8 +64,14 @@ pub(super) struct Args {
     /// Share of the pool that admission leaves free
     #[arg(long, default_value_t = Args::default().watermark)]
     watermark: f64,
-    /// Modes
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Args::default().modes)]
+    /// Modes, with commas between
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "MODES",
+        default_value = "recompute,swap,auto"
+    )]
     modes: Vec<Mode>,
     /// Sequences of each request
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
@@ -123,10 +142,20 @@ struct Row {
 
 pub(super) fn experiment(args: &Args, run: &RunArgs) -> anyhow::Result<Experiment> {
     ensure!(
-        args.rates.iter().all(|&rate| rate > 0.0 && rate < 1e3),
-        "--rates: a rate must be above 0 and below 1000"
+        args.rates.iter().all(|rate| (1e-3..=1e3).contains(rate)),
+        "--rates: a rate is from 0.001 to 1000 requests a second"
     );
     ensure!(!args.seeds.is_empty(), "--seeds: at least one");
+    ensure!(
+        (1..=MAX_REQUESTS).contains(&args.requests),
+        "--requests: {} is not from 1 to {MAX_REQUESTS}",
+        args.requests
+    );
+    ensure!(
+        (0.0..=MAX_SWAP_SPACE).contains(&args.swap_space),
+        "--swap-space: {} is not from 0 to {MAX_SWAP_SPACE}",
+        args.swap_space
+    );
     let lengths = lengths::sharegpt()?;
     let (rates, seeds, requests) = match run.quick {
         true => (
@@ -327,7 +356,13 @@ fn simulate(point: &Point<'_>, lengths: &[lengths::Request]) -> anyhow::Result<F
         engine.add(request, due)?;
         next = arrivals.next();
     }
-    Ok(measured.figures())
+    measured.figures().with_context(|| {
+        let warm_up_s = WARM_UP.as_secs();
+        format!(
+            "--requests {} at {rate} req/s: all come in the first {warm_up_s} s, which are not measured",
+            point.requests
+        )
+    })
 }
 
 /// A prompt that no other has anything in common with.
@@ -368,16 +403,15 @@ impl Measured {
         self.last = Some(stats);
     }
 
-    fn figures(&self) -> Figures {
-        let (Some(first), Some(last)) = (&self.first, &self.last) else {
-            return Figures::default();
-        };
+    /// None if there was nothing after the warm-up.
+    fn figures(&self) -> Option<Figures> {
+        let (first, last) = (self.first.as_ref()?, self.last.as_ref()?);
         let share = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
         let since = |f: fn(&EngineStats) -> u64| f(last) - f(first);
         let ended = since(|s| s.finished.length);
         let preempted = since(|s| s.num_preemptions_by_swap + s.num_preemptions_by_recompute);
         let transfers = last.transfer_time - first.transfer_time;
-        Figures {
+        Some(Figures {
             full: self.full_time / self.time,
             recomputed: share(
                 since(|s| s.num_recomputed_tokens),
@@ -386,7 +420,7 @@ impl Measured {
             swapping: transfers.as_secs_f64() / self.time,
             preemptions_per_request: share(preempted, ended),
             throughput: ended as f64 / self.time,
-        }
+        })
     }
 }
 
