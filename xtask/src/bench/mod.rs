@@ -26,6 +26,7 @@ mod throughput;
 mod trace;
 mod verify;
 mod waste;
+mod whole_file;
 mod workload;
 
 use clap::Subcommand;

@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
 use super::experiment::{Basis, Bound, Cell, Check, Experiment, Plot, Table, root};
+use super::whole_file::write_file;
 use super::{plot, resume};
 
 /// Where results of full runs are kept.
@@ -72,25 +72,36 @@ pub(crate) struct Args {
 /// Draws all plots again from the results, and joins the sections.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let folder = args.from.clone().unwrap_or_else(folder);
-    let beside = folder.parent().unwrap_or(Path::new("."));
-    let path = (args.out.clone()).unwrap_or_else(|| beside.join("REPORT.md"));
     let experiments = read_all(&folder)?;
     ensure!(
         !experiments.is_empty(),
         "no results in {}: run an experiment, such as `cargo xtask bench prefix-cache`",
         folder.display()
     );
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    // Of a folder like ".", the name and what is beside it are not in its path.
+    let folder = fs::canonicalize(&folder)?;
+    let beside = folder.parent().unwrap_or(&folder);
+    let path = (args.out.clone()).unwrap_or_else(|| beside.join("REPORT.md"));
+    let links = links(&folder, &path)?;
     let mut text = INTRO.to_owned();
     text += &contents(&experiments);
     for experiment in &experiments {
         write(&folder, experiment)?;
         text += "\n";
-        text += &section_of(experiment, &format!("{name}/"));
+        text += &section_of(experiment, &links);
     }
     write_file(&path, &text)?;
     println!("{}: {} experiments", path.display(), experiments.len());
     Ok(())
+}
+
+/// What leads from the report's folder to the results, an absolute path if they are not below it.
+fn links(folder: &Path, report: &Path) -> anyhow::Result<String> {
+    let from = std::path::absolute(report)?;
+    let from = from.parent().unwrap_or(Path::new("/"));
+    let from = fs::canonicalize(from).with_context(|| format!("cannot open {}", from.display()))?;
+    let below = folder.strip_prefix(&from).unwrap_or(folder);
+    Ok(below.join("").to_string_lossy().into_owned())
 }
 
 /// The results in a folder, in the report's order.
@@ -126,23 +137,6 @@ pub(crate) fn write(folder: &Path, experiment: &Experiment) -> anyhow::Result<()
     write_file(&folder.join(format!("{stem}.md")), &section(experiment))?;
     write_file(&folder.join(format!("{stem}.json")), &experiment.to_json()?)?;
     resume::remove(&experiment.points)
-}
-
-/// Replaces a file at once: who is interrupted leaves the old one.
-pub(crate) fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|folder| *folder != Path::new(""));
-    let unwritable = || format!("cannot write {}", path.display());
-    let mut builder = tempfile::Builder::new();
-    // Temporary files are private by default, results are not.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-    let mut file = builder
-        .prefix(".writing-")
-        .tempfile_in(folder.unwrap_or(Path::new(".")))
-        .with_context(unwritable)?;
-    file.write_all(text.as_bytes()).with_context(unwritable)?;
-    file.persist(path).with_context(unwritable)?;
-    Ok(())
 }
 
 fn plot_file(experiment: &Experiment, plot: &Plot) -> String {
@@ -350,20 +344,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_replaced_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("results.json");
-        write_file(&path, "old").unwrap();
-        write_file(&path, "new").unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
-        // Nothing else is left there.
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-        let nowhere = folder.path().join("missing/results.json");
-        let error = format!("{:#}", write_file(&nowhere, "new").unwrap_err());
-        assert!(error.contains("missing/results.json"), "{error}");
-    }
-
-    #[test]
     fn the_report_has_every_section_and_says_what_falls_short() {
         let folder = tempfile::tempdir().unwrap();
         let results = folder.path().join("report");
@@ -375,7 +355,7 @@ mod tests {
             write(&results, &experiment).unwrap();
         }
         let args = Args {
-            from: Some(results),
+            from: Some(results.clone()),
             out: None,
         };
         run(&args).unwrap();
@@ -388,6 +368,19 @@ mod tests {
         place("| figure | 36.5 % | 36.6 % | +0.1 | 36 to 37 | pass |");
         place("| figure | 36.5 % | 1.2 % | -35.3 | 36 to 37 | **falls short** |");
         place("cargo xtask bench prefix-cache");
+        // Links lead to the plots from wherever the report is.
+        let beside = folder.path().join("REPORT.md");
+        assert_eq!(
+            links(&results.canonicalize().unwrap(), &beside).unwrap(),
+            "report/"
+        );
+        let above = folder.path().join("none/../x/REPORT.md");
+        assert!(links(&results, &above).is_err());
+        let within = results.join("REPORT.md");
+        assert_eq!(
+            links(&results.canonicalize().unwrap(), &within).unwrap(),
+            ""
+        );
     }
 
     #[test]

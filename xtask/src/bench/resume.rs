@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::experiment::{RunArgs, target};
-use super::report::write_file;
+use super::whole_file::write_file;
 
 /// The points of one run of an experiment.
 pub(crate) struct Points {

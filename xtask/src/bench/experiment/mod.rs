@@ -14,6 +14,7 @@ mod check;
 mod shown;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -196,14 +197,7 @@ impl Experiment {
             ensure!(number.is_finite(), "a figure is {number}");
             *number = rounded(*number);
         }
-        for table in &self.tables {
-            let ragged = table.rows.iter().find(|r| r.len() != table.columns.len());
-            ensure!(
-                ragged.is_none(),
-                "{}: {ragged:?} does not fit the columns",
-                table.title
-            );
-        }
+        self.tables.iter().try_for_each(Table::check)?;
         for check in &mut self.checks {
             check.passed = check.holds();
         }
@@ -232,12 +226,34 @@ impl Experiment {
     }
 
     /// # Errors
-    /// If the file is not there or no experiment, or says of a check what its figures do not.
+    /// If the file is not there or no experiment, has the name of another, or says of a check what its
+    /// figures do not.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        let experiment: Self =
-            serde_json::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+        let experiment: Self = serde_json::from_str(&text).with_context(|| {
+            format!(
+                "{} is not what this version writes: run its experiment again, or remove it",
+                path.display()
+            )
+        })?;
+        // Plots and section are written beside it under this name.
+        ensure!(
+            path.file_stem() == Some(OsStr::new(&experiment.stem())),
+            "{}: it holds the results {:?}, whose file has another name",
+            path.display(),
+            experiment.stem()
+        );
+        for plot in &experiment.plots {
+            ensure!(
+                !plot.name.contains(['/', '\\']),
+                "{}: {:?} is no name of a plot",
+                path.display(),
+                plot.name
+            );
+        }
+        let tables = experiment.tables.iter().try_for_each(Table::check);
+        tables.with_context(|| path.display().to_string())?;
         for check in &experiment.checks {
             ensure!(
                 check.passed == check.holds(),
@@ -306,6 +322,24 @@ mod tests {
         std::fs::write(&path, lie).unwrap();
         let error = Experiment::read(&path).unwrap_err().to_string();
         assert!(error.contains("passed"), "{error}");
+        for (from, to, reason) in [
+            ("\"notes\"", "\"remarks\"", "run its experiment again"),
+            ("\"example\"", "\"../example\"", "another name"),
+            (
+                "\"name\": \"rate\"",
+                "\"name\": \"../rate\"",
+                "no name of a plot",
+            ),
+            ("\"a whole number\",", "", "does not fit the columns"),
+            ("{", "", "run its experiment again"),
+        ] {
+            std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+            let error = format!("{:#}", Experiment::read(&path).unwrap_err());
+            assert!(
+                error.contains("example.json") && error.contains(reason),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Tables and plots, as data.
 
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 
 /// A value of a table or a parameter.
@@ -74,6 +75,18 @@ impl Table {
             columns: columns.iter().map(column).collect(),
             rows: Vec::new(),
         }
+    }
+
+    /// # Errors
+    /// If a row has more cells than there are columns, or fewer.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let ragged = self.rows.iter().find(|r| r.len() != self.columns.len());
+        ensure!(
+            ragged.is_none(),
+            "{}: {ragged:?} does not fit the columns",
+            self.title
+        );
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! Text is left to the viewer's fonts, so no font is needed to draw. The background is white, so that a
 //! plot can be read on a dark page too.
 
+mod names;
 mod ruler;
 mod shapes;
 
@@ -12,6 +13,7 @@ use plotters::coord::cartesian::Cartesian2d;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use self::names::Names;
 use self::ruler::Ruler;
 use super::experiment::{Plot, PlotKind, Series, Source};
 
@@ -19,6 +21,10 @@ const WIDTH: u32 = 900;
 const HEIGHT: u32 = 520;
 const LEGEND_WIDTH: u32 = 190;
 const LINE_HEIGHT: i32 = 17;
+const MARGIN_LEFT: u32 = 12;
+const MARGIN_RIGHT: u32 = 24;
+/// Width of the numbers and the name of the y axis.
+const Y_LABELS: u32 = 68;
 /// Letters of a line of the caption.
 const CAPTION_LEN: usize = 130;
 /// Letters of a line of the legend.
@@ -102,16 +108,26 @@ fn frame<'a, 'b>(
         _ => points().map(|(_, y)| *y).collect(),
     };
     ys.extend(plot.thresholds.iter().map(|(_, y)| *y));
-    let (x, y) = (Ruler::new(&plot.x, &xs), Ruler::new(&plot.y, &ys));
+    let y = Ruler::new(&plot.y, &ys);
+    let y = match plot.kind {
+        // Nothing is written above them, and they often end at 100 %.
+        PlotKind::Stacked => y,
+        _ => y.with_room(),
+    };
+    let names = Names::of(plot);
     let mut chart = ChartBuilder::on(area)
         .margin_top(52)
-        .margin_right(24)
+        .margin_right(MARGIN_RIGHT)
         .margin_bottom(14)
-        .margin_left(12)
-        .x_label_area_size(52)
-        .y_label_area_size(68)
-        .build_cartesian_2d(x, y)?;
+        .margin_left(MARGIN_LEFT)
+        .x_label_area_size(52 + names.as_ref().map_or(0, Names::extra_height))
+        .y_label_area_size(Y_LABELS)
+        .build_cartesian_2d(Ruler::new(&plot.x, &xs).with_room(), y)?;
     let mut mesh = chart.configure_mesh();
+    let nothing = |_: &f64| String::new();
+    if names.is_some() {
+        mesh.x_label_formatter(&nothing);
+    }
     if plot.kind != PlotKind::Lines {
         mesh.disable_x_mesh();
     }
@@ -125,6 +141,9 @@ fn frame<'a, 'b>(
         .x_labels(50)
         .y_labels(50)
         .draw()?;
+    if let Some(names) = names {
+        names.draw(area, &chart)?;
+    }
     Ok(chart)
 }
 
@@ -156,16 +175,16 @@ fn thresholds(plot: &Plot, chart: &mut Chart<'_, '_>) -> Drawn {
         let gray = RGBColor(110, 110, 110);
         let line = [(ends.start, *y), (ends.end, *y)];
         chart.draw_series(DashedLineSeries::new(line, 2, 3, gray.stroke_width(1)))?;
-        let style = text(14, gray).pos(Pos::new(HPos::Left, VPos::Bottom));
-        let (x, _) = chart.backend_coord(&(ends.start, *y));
+        // To the right, where rising curves have left; what is below it stays visible, the name readable.
+        let (right, below) = chart.backend_coord(&(ends.end, *y));
+        let width = (name.chars().count() as f64 * 7.2) as i32;
         let area = chart.plotting_area().strip_coord_spec();
         let (base_x, base_y) = area.get_base_pixel();
-        let (_, pixel) = chart.backend_coord(&(ends.start, *y));
-        area.draw(&Text::new(
-            name.clone(),
-            (x - base_x + 6, pixel - base_y - 2),
-            style,
-        ))?;
+        let (x, y) = (right - base_x - 6, below - base_y - 2);
+        let corners = [(x - width - 3, y - 15), (x + 3, y)];
+        area.draw(&Rectangle::new(corners, WHITE.mix(0.8).filled()))?;
+        let style = text(14, gray).pos(Pos::new(HPos::Right, VPos::Bottom));
+        area.draw(&Text::new(name.clone(), (x, y), style))?;
     }
     Ok(())
 }

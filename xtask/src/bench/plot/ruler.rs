@@ -21,6 +21,8 @@ pub(super) struct Ruler {
     low: f64,
     high: f64,
     marks: Vec<f64>,
+    /// Of the values, on a linear axis whose end is not given.
+    highest: Option<f64>,
     categories: Vec<String>,
 }
 
@@ -49,6 +51,7 @@ impl Ruler {
             low: -0.5,
             high: num as f64 - 0.5,
             marks: (0..num).map(|i| i as f64).collect(),
+            highest: None,
             categories: Vec::new(),
         }
     }
@@ -64,16 +67,29 @@ impl Ruler {
         };
         let step = nice(span / NUM_MARKS);
         let low = (lowest / step).floor() * step;
-        let high = max.unwrap_or((lowest + span * 1.02) / step).max(0.0);
-        let high = max.unwrap_or(high.ceil() * step);
+        // What addition leaves in the last digits is no reason for another mark.
+        let high = max.unwrap_or(((lowest + span) / step - 1e-3).ceil() * step);
         let num = ((high - low) / step + 1e-9).floor() as usize;
         Self {
             scale: Scale::Linear,
             low,
             high,
             marks: (0..=num).map(|i| low + i as f64 * step).collect(),
+            highest: (max.is_none()).then_some(highest),
             categories: Vec::new(),
         }
+    }
+
+    /// On a linear axis that ends where it may, another mark if the highest value would touch the end.
+    pub(super) fn with_room(mut self) -> Self {
+        if let (Some(highest), [.., before, last]) = (self.highest, self.marks.as_slice()) {
+            let step = last - before;
+            if highest + 0.02 * (highest - self.low) > self.high {
+                self.high = last + step;
+                self.marks.push(self.high);
+            }
+        }
+        self
     }
 
     /// Values that are not above 0 have no place on it, and are left out.
@@ -104,6 +120,7 @@ impl Ruler {
             low: lowest.min(marks[0]),
             high: highest.max(marks[marks.len() - 1]),
             marks,
+            highest: None,
             categories: Vec::new(),
         }
     }
@@ -180,11 +197,17 @@ impl ValueFormatter<f64> for Ruler {
         }
         match value.abs() {
             n if n >= 1e9 => format!("{:e}", value),
-            n if n >= 1e6 => format!("{}M", trimmed(value / 1e6)),
-            n if n >= 1e4 => format!("{}k", trimmed(value / 1e3)),
+            n if n >= 1e6 => format!("{}M", trimmed(short(value / 1e6))),
+            n if n >= 1e4 => format!("{}k", trimmed(short(value / 1e3))),
             _ => trimmed(*value),
         }
     }
+}
+
+/// To three digits.
+fn short(value: f64) -> f64 {
+    let scale = if value.abs() >= 100.0 { 1.0 } else { 10.0 };
+    (value * scale).round() / scale
 }
 
 /// Without what addition leaves in the last digits.
@@ -202,6 +225,14 @@ mod tests {
         let ruler = Ruler::new(&Axis::linear("x"), &[0.3, 1.93]);
         assert_eq!((ruler.low, ruler.high), (0.0, 2.0));
         assert_eq!(ruler.format_ext(&ruler.marks[1]), "0.5");
+        // A stack of 100 % ends at 100 %; curves and bars have room above.
+        let ruler = Ruler::new(&Axis::linear("share (%)"), &[8.0, 100.0004]);
+        assert_eq!((ruler.high, ruler.marks.len()), (100.0, 6));
+        assert_eq!(ruler.with_room().marks[5..], [100.0, 120.0]);
+        assert_eq!(
+            Ruler::new(&Axis::linear("x"), &[182_790.0]).format_ext(&182_790.0),
+            "183k"
+        );
         let sizes: Vec<f64> = (0..9).map(|i| f64::from(1 << i)).collect();
         let ruler = Ruler::new(&Axis::log("block size"), &sizes);
         assert_eq!(ruler.marks, sizes);
