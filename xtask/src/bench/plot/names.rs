@@ -9,8 +9,8 @@ use super::{
 use crate::bench::experiment::Plot;
 
 /// Pixels of a letter, of a line of names and of one that is broken.
-const LETTER: f64 = 8.4;
-const SMALL_LETTER: f64 = 5.9;
+const LETTER: f64 = 6.8;
+const SMALL_LETTER: f64 = 5.6;
 const SMALL_SIZE: i32 = 11;
 const SMALL_LINE: i32 = 13;
 
