@@ -8,17 +8,16 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
-use pageloom_engine::{
-    Engine, EngineConfig, EngineStats, PreemptionMode, Request, SimConfig, SimExecutor,
-};
+use pageloom_engine::{Engine, EngineConfig, PreemptionMode, Request, SimConfig, SimExecutor};
 use pageloom_model_runner::SamplingParams;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::super::experiment::{
     Axis, Bound, Cell, Check, Experiment, Plot, PlotKind, RunArgs, Series, Source, Table,
 };
 use super::super::lengths::{self, SplitMix};
 use super::super::resume::Points;
+use super::figures::{Figures, Measured, WARM_UP};
 use crate::simulated::tokenizer;
 
 /// Of table 1: 12 GiB of keys and values of 819,200 bytes a token.
@@ -31,8 +30,6 @@ const STEP_TIME: Duration = Duration::from_micros(26_000);
 const TOKEN_TIME: Duration = Duration::from_micros(105);
 /// 256 tokens, 16 blocks, are copied out in 18.7 ms and back in 22 ms (figure 19a).
 const SWAP_TIME: Duration = Duration::from_micros(1_270);
-/// Requests that arrive in this time are not measured, nor is what happens after the last arrival.
-const WARM_UP: Duration = Duration::from_secs(60);
 /// Most requests of a run, and blocks of the host for one of the device: what a run holds in memory.
 const MAX_REQUESTS: usize = 1_000_000;
 const MAX_SWAP_SPACE: f64 = 1000.0;
@@ -117,20 +114,6 @@ impl From<Mode> for PreemptionMode {
             Mode::Auto => PreemptionMode::Auto,
         }
     }
-}
-
-/// Means over a run, from the end of the warm-up to the last arrival.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-struct Figures {
-    /// Of the blocks, over time.
-    full: f64,
-    /// Of the tokens computed.
-    recomputed: f64,
-    /// Of the time.
-    swapping: f64,
-    preemptions_per_request: f64,
-    /// Requests that ended a second.
-    throughput: f64,
 }
 
 /// What a mode does at a rate: means over seeds.
@@ -381,55 +364,41 @@ fn request(args: &Args, random: &mut SplitMix, lengths: &[lengths::Request]) -> 
     }
 }
 
-/// Sums over the steps after the warm-up.
-#[derive(Default)]
-struct Measured {
-    first: Option<EngineStats>,
-    last: Option<EngineStats>,
-    time: f64,
-    full_time: f64,
-}
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
 
-impl Measured {
-    fn step(&mut self, began: Duration, ended: Duration, stats: impl FnOnce() -> EngineStats) {
-        if began < WARM_UP {
-            return;
-        }
-        let stats = stats();
-        let time = (ended - began).as_secs_f64();
-        self.time += time;
-        self.full_time += time * stats.num_referenced_blocks as f64 / stats.num_blocks as f64;
-        self.first.get_or_insert_with(|| stats.clone());
-        self.last = Some(stats);
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
     }
 
-    /// None if there was nothing after the warm-up.
-    fn figures(&self) -> Option<Figures> {
-        let (first, last) = (self.first.as_ref()?, self.last.as_ref()?);
-        let share = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
-        let since = |f: fn(&EngineStats) -> u64| f(last) - f(first);
-        let ended = since(|s| s.finished.length);
-        let preempted = since(|s| s.num_preemptions_by_swap + s.num_preemptions_by_recompute);
-        let transfers = last.transfer_time - first.transfer_time;
-        Some(Figures {
-            full: self.full_time / self.time,
-            recomputed: share(
-                since(|s| s.num_recomputed_tokens),
-                since(|s| s.num_computed_tokens),
-            ),
-            swapping: transfers.as_secs_f64() / self.time,
-            preemptions_per_request: share(preempted, ended),
-            throughput: ended as f64 / self.time,
-        })
+    #[test]
+    fn verify_takes_what_the_command_takes() {
+        let parsed = Command::parse_from(["preemption"]).args;
+        let json = |args| serde_json::to_string(args).unwrap();
+        assert_eq!(json(&parsed), json(&Args::default()));
     }
-}
 
-impl Figures {
-    fn add(&mut self, other: &Figures, num_runs: f64) {
-        self.full += other.full / num_runs;
-        self.recomputed += other.recomputed / num_runs;
-        self.swapping += other.swapping / num_runs;
-        self.preemptions_per_request += other.preemptions_per_request / num_runs;
-        self.throughput += other.throughput / num_runs;
+    #[test]
+    fn a_run_that_ends_before_anything_is_measured_is_refused() {
+        let lengths = lengths::sharegpt().unwrap();
+        let args = Args::default();
+        let figures = |requests| {
+            let point = Point {
+                rate: 2.0,
+                mode: Mode::Recompute,
+                seed: 0,
+                requests,
+                args: &args,
+            };
+            simulate(&point, &lengths)
+        };
+        let error = figures(50).unwrap_err().to_string();
+        assert!(error.contains("--requests 50 at 2 req/s"), "{error}");
+        assert!(figures(300).unwrap().throughput > 0.0);
     }
 }

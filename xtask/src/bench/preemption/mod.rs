@@ -1,5 +1,6 @@
 //! What preemption costs: swaps beside recomputation on a real model, and under load in simulation.
 
+mod figures;
 mod loads;
 mod tiers;
 
