@@ -5,6 +5,9 @@ use std::time::Duration;
 use pageloom_engine::EngineStats;
 use serde::{Deserialize, Serialize};
 
+use super::super::experiment::{Cell, Table};
+use super::loads::Mode;
+
 /// Requests that arrive in this time are not measured, nor is what happens after the last arrival.
 pub(super) const WARM_UP: Duration = Duration::from_secs(60);
 
@@ -20,6 +23,13 @@ pub(super) struct Figures {
     pub(super) preemptions_per_request: f64,
     /// Requests that ended a second.
     pub(super) throughput: f64,
+}
+
+/// What a mode does at a rate: means over seeds.
+pub(super) struct Row {
+    pub(super) rate: f64,
+    pub(super) mode: Mode,
+    pub(super) mean: Figures,
 }
 
 /// Sums over the steps after the warm-up.
@@ -78,4 +88,33 @@ impl Figures {
         self.preemptions_per_request += other.preemptions_per_request / num_runs;
         self.throughput += other.throughput / num_runs;
     }
+}
+
+/// A row of figures for each rate and mode.
+pub(super) fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new(
+        "Full: of the pool, over time. Again: of all computed tokens, those computed before. Swaps: of the \
+         time, the part spent copying.",
+        &[
+            ("rate, req/s", 2),
+            ("mode", 0),
+            ("full, %", 1),
+            ("again, %", 2),
+            ("swaps, %", 2),
+            ("preemptions a request", 3),
+            ("served, req/s", 2),
+        ],
+    );
+    for row in rows {
+        table.rows.push(vec![
+            Cell::from(row.rate),
+            format!("{:?}", row.mode).to_lowercase().into(),
+            (100.0 * row.mean.full).into(),
+            (100.0 * row.mean.recomputed).into(),
+            (100.0 * row.mean.swapping).into(),
+            row.mean.preemptions_per_request.into(),
+            row.mean.throughput.into(),
+        ]);
+    }
+    table
 }

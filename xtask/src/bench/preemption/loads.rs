@@ -13,11 +13,11 @@ use pageloom_model_runner::SamplingParams;
 use serde::Serialize;
 
 use super::super::experiment::{
-    Axis, Bound, Cell, Check, Experiment, Plot, PlotKind, RunArgs, Series, Source, Table,
+    Axis, Bound, Check, Experiment, Plot, PlotKind, RunArgs, Series, Source,
 };
 use super::super::lengths::{self, SplitMix};
 use super::super::resume::Points;
-use super::figures::{Figures, Measured, WARM_UP};
+use super::figures::{Figures, Measured, Row, WARM_UP, table};
 use crate::simulated::tokenizer;
 
 /// Of table 1: 12 GiB of keys and values of 819,200 bytes a token.
@@ -90,7 +90,7 @@ impl Default for Args {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum, Serialize)]
-enum Mode {
+pub(super) enum Mode {
     Recompute,
     Swap,
     Auto,
@@ -114,13 +114,6 @@ impl From<Mode> for PreemptionMode {
             Mode::Auto => PreemptionMode::Auto,
         }
     }
-}
-
-/// What a mode does at a rate: means over seeds.
-struct Row {
-    rate: f64,
-    mode: Mode,
-    mean: Figures,
 }
 
 pub(super) fn experiment(args: &Args, run: &RunArgs) -> anyhow::Result<Experiment> {
@@ -231,34 +224,6 @@ fn results(args: &Args, requests: usize, num_seeds: usize, rows: &[Row]) -> Expe
     }
     results.checks = checks(rows);
     results
-}
-
-fn table(rows: &[Row]) -> Table {
-    let mut table = Table::new(
-        "Full: of the pool, over time. Again: of all computed tokens, those computed before. Swaps: of the \
-         time, the part spent copying.",
-        &[
-            ("rate, req/s", 2),
-            ("mode", 0),
-            ("full, %", 1),
-            ("again, %", 2),
-            ("swaps, %", 2),
-            ("preemptions a request", 3),
-            ("served, req/s", 2),
-        ],
-    );
-    for row in rows {
-        table.rows.push(vec![
-            Cell::from(row.rate),
-            format!("{:?}", row.mode).to_lowercase().into(),
-            (100.0 * row.mean.full).into(),
-            (100.0 * row.mean.recomputed).into(),
-            (100.0 * row.mean.swapping).into(),
-            row.mean.preemptions_per_request.into(),
-            row.mean.throughput.into(),
-        ]);
-    }
-    table
 }
 
 /// Of `auto`, at the highest rate.
