@@ -1,5 +1,6 @@
 //! One zmm register a vector.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use half::bf16;
@@ -16,6 +17,26 @@ impl Avx512 {
     pub(crate) fn new() -> Option<Self> {
         Isa::Avx512.is_supported().then_some(Self(()))
     }
+}
+
+/// The upper half of each word of `even` below that of `odd`.
+///
+/// As assembly: the compiler makes a shift and a blend of the one instruction, which costs a tenth
+/// of widening weights.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn upper_halves(even: __m512i, odd: __m512i) -> __m512i {
+    // In each 16 bytes, where the lower two of a word come from.
+    let bytes = _mm512_set4_epi32(0x0000_0f0e, 0x0000_0b0a, 0x0000_0706, 0x0000_0302);
+    let lower: __mmask64 = 0x3333_3333_3333_3333;
+    let mut pairs = odd;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        asm!("vpshufb {pairs} {{{lower}}}, {even}, {bytes}",
+            pairs = inout(zmm_reg) pairs, lower = in(kreg) lower, even = in(zmm_reg) even,
+            bytes = in(zmm_reg) bytes, options(pure, nomem, nostack, preserves_flags));
+    }
+    pairs
 }
 
 impl Simd for Avx512 {
@@ -153,10 +174,7 @@ impl Simd for Avx512 {
     unsafe fn store_pairs(self, p: *mut u16, even: Self::F, odd: Self::F) {
         // SAFETY: `p` is valid for 32 elements; `self` proves the features.
         unsafe {
-            let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(even));
-            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-            // (upper & odd) | low
-            let pairs = _mm512_ternarylogic_epi32::<0xea>(upper, _mm512_castps_si512(odd), low);
+            let pairs = upper_halves(_mm512_castps_si512(even), _mm512_castps_si512(odd));
             _mm512_storeu_si512(p.cast(), pairs);
         }
     }

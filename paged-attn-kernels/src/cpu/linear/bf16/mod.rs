@@ -42,7 +42,7 @@ use format::Block;
 pub use format::BlockFormat;
 pub(super) use inputs::Inputs;
 use inputs::{TILE_ROWS, TILE_STEP};
-use panel::{Format, LANES, PanelLayout, STEP};
+use panel::{Format, LANES, OVERRUN, PanelLayout, STEP};
 pub use quantise::quantise_row;
 
 use super::storage::Storage;
@@ -115,7 +115,7 @@ impl Bf16Matrix {
         pack_panel: impl Fn(Range<usize>, &mut [u8]) + Sync,
     ) -> Self {
         let (num_panels, panel_bytes) = (rows.div_ceil(LANES), layout.num_bytes());
-        let mut storage = Storage::zeroed(num_panels * panel_bytes);
+        let mut storage = Storage::zeroed(num_panels * panel_bytes + OVERRUN);
         let bytes = DisjointSlice::new(storage.bytes_mut());
         pool.for_each(num_panels, |panel| {
             // SAFETY: every panel is its own range of bytes and one task's alone.
@@ -147,9 +147,10 @@ impl Bf16Matrix {
         self.rows.div_ceil(LANES)
     }
 
+    /// A panel, and the bytes after it that kernels may read.
     fn panel(&self, panel: usize) -> &[u8] {
         let len = self.layout.num_bytes();
-        &self.storage.bytes()[panel * len..(panel + 1) * len]
+        &self.storage.bytes()[panel * len..(panel + 1) * len + OVERRUN]
     }
 }
 

@@ -25,6 +25,9 @@ pub(super) const PAIRS: usize = STEP / 2;
 /// Bytes of a line.
 pub(super) const LINE: usize = 4 * LANES;
 
+/// Bytes that kernels may read past a panel, and do not mind: they load words from any byte on.
+pub(super) const OVERRUN: usize = LINE;
+
 /// What scales and minima are multiplied by before weights are cut to bf16, so that cutting does
 /// not make them smaller on average: 1 + ln 2 / 256, for mantissas as likely as those of numbers
 /// spread over many magnitudes.

@@ -1,7 +1,7 @@
 //! Weights from a panel to vectors, on any instruction set.
 
 use super::format::{BlockFormat, Scales};
-use super::panel::{Format, LANES, LINE, PAIRS, PanelLayout, SPREAD, STEP};
+use super::panel::{Format, LANES, LINE, OVERRUN, PAIRS, PanelLayout, SPREAD, STEP};
 use crate::cpu::simd::Simd;
 
 /// How far ahead, in bytes, weights are asked for. Panels follow each other in memory, so running
@@ -47,7 +47,8 @@ impl<'a> Steps<'a> {
         first_step: usize,
         num_steps: usize,
     ) -> Self {
-        assert!(panel.len() >= layout.num_bytes() && first_step + num_steps <= layout.num_steps);
+        let len = layout.num_bytes() + OVERRUN;
+        assert!(panel.len() >= len && first_step + num_steps <= layout.num_steps);
         Steps {
             layout,
             panel,
@@ -80,7 +81,8 @@ impl<'a> Steps<'a> {
         self.high = high.wrapping_add(HIGH as usize * WORDS);
         let first_group = self.step * GROUPS;
         self.step += 1;
-        // SAFETY: a step has `LOW` lines of low and `HIGH` of high codes inside the panel.
+        // SAFETY: a step has `LOW` lines of low and `HIGH` of high codes inside the panel, which
+        // may be read less than a word past its end.
         unsafe {
             if LOW == 16 {
                 for pair in 0..PAIRS {
@@ -101,16 +103,21 @@ impl<'a> Steps<'a> {
             for line in 0..LOW as usize {
                 let address = low.add(line * WORDS);
                 simd.prefetch(address.wrapping_byte_add(PREFETCH));
-                let mut words = simd.load_words(address);
                 for i in 0..pairs_of_low {
                     let pair = line * pairs_of_low + i;
                     if HIGH > 0 && pair % pairs_of_high == 0 {
                         high_words = simd.load_words(high.add(pair / pairs_of_high * WORDS));
                     }
                     let [scale, min] = scales[pair * GROUPS / PAIRS];
-                    let mut weight = || {
+                    let mut weight = |parity: usize| {
+                        // A load from some bytes on moves codes down by as many, and leaves the
+                        // ports of arithmetic free; what it takes from the next word is not minded.
+                        let bit = (2 * i + parity) * LOW as usize;
+                        let mut words = simd.load_words(address.byte_add(bit / 8));
+                        if bit % 8 > 0 {
+                            words = simd.shift_right::<4>(words);
+                        }
                         let mut code = simd.low_bits::<LOW>(words);
-                        words = simd.shift_right::<LOW>(words);
                         if HIGH > 0 {
                             let high = simd.low_bits::<HIGH>(high_words);
                             high_words = simd.shift_right::<HIGH>(high_words);
@@ -118,8 +125,8 @@ impl<'a> Steps<'a> {
                         }
                         simd.fused(code, scale, min)
                     };
-                    let even = weight();
-                    let odd = weight();
+                    let even = weight(0);
+                    let odd = weight(1);
                     each(pair, even, odd);
                 }
             }
