@@ -7,8 +7,8 @@
 //!
 //! ```text
 //!            panel 0  panel 1        a block: up to 32 rows by 32 outputs
-//! rows 0-15  tile 0   tile 1         tiles 4, 5: inputs of 16 rows
-//! rows 16-31 tile 2   tile 3         tiles 6, 7: weights of 16 outputs
+//! rows 0-15  tile 0   tile 1         tiles 4, 5: a step of inputs, 16 rows each
+//! rows 16-31 tile 2   tile 3         tile 6: a step of weights, 16 outputs
 //! ```
 //!
 //! The instructions are written as assembly: their intrinsics are not stable yet.
@@ -20,12 +20,12 @@ use std::arch::x86_64::*;
 
 use super::Sums;
 use super::inputs::{TILE_ROWS, TILE_STEP};
-use super::panel::{Format, LANES, PanelLayout, STEP};
-use super::weights::{Steps, with_bits};
-use crate::cpu::simd::{Avx512, Kernel, Simd};
+use super::panel::{LANES, STEP};
 
-/// Elements of a step of weights: `[pair][LANES][2]`.
-pub(super) const WEIGHTS_STEP: usize = STEP * LANES;
+/// A step of a tile of inputs: `[TILE_ROWS][STEP]`.
+pub(super) type InputStep = [u16; TILE_STEP];
+/// A step of a panel: `[pair][LANES][2]`.
+pub(super) type WeightStep = [u16; STEP * LANES];
 
 /// The shapes of tiles, as `ldtilecfg` reads them.
 #[repr(C, align(64))]
@@ -35,6 +35,41 @@ struct TileConfig {
     reserved: [u8; 14],
     row_bytes: [u16; 16],
     num_rows: [u8; 16],
+}
+
+/// Bytes from one row of a tile in memory to the next, for all of them.
+const STRIDE: usize = 64;
+
+/// An instruction for each sum of one or two tiles of rows; `$sums`: `[tile][panel]...`.
+macro_rules! each_sum {
+    ($before:literal, $after:literal, $sums:expr, $num_tiles:expr) => {{
+        let sums = $sums.cast::<[[f32; LANES]; TILE_ROWS]>();
+        // SAFETY: the unit is configured while a session lives; `Sums` are those of two tiles and
+        // panels.
+        unsafe {
+            each_sum!(@one $before, "0", $after, sums);
+            each_sum!(@one $before, "1", $after, sums.wrapping_add(1));
+            if $num_tiles > 1 {
+                each_sum!(@one $before, "2", $after, sums.wrapping_add(2));
+                each_sum!(@one $before, "3", $after, sums.wrapping_add(3));
+            }
+        }
+    }};
+    (@one $before:literal, $tile:literal, $after:literal, $sums:expr) => {
+        asm!(concat!($before, $tile, $after), sums = in(reg) $sums, stride = in(reg) STRIDE,
+            options(nostack))
+    };
+}
+
+/// Loads of a step's inputs and weights, where they are not in the unit yet, and their product.
+macro_rules! product {
+    ($x:expr, $weights:expr, $($line:literal),+) => {
+        // SAFETY: the unit is configured while a session lives; both are as long as a tile.
+        unsafe {
+            asm!($($line),+, x = in(reg) $x, w = in(reg) $weights, stride = in(reg) STRIDE,
+                options(nostack, readonly));
+        }
+    };
 }
 
 /// A thread's matrix unit, configured for tiles of some rows until this is dropped.
@@ -64,32 +99,78 @@ impl Session {
         Session(())
     }
 
-    /// Adds the products of tiles and panels to their sums, or starts these.
-    ///
-    /// `x`: one or two tiles, `[step][TILE_ROWS][STEP]`; `weights`: one or two panels,
-    /// `[step][pair][LANES][2]`.
-    pub(super) fn multiply(&self, x: &[&[u16]], weights: &[&[u16]], sums: &mut Sums, start: bool) {
-        let num_steps = weights.first().map_or(0, |w| w.len() / WEIGHTS_STEP);
-        for (slices, len) in [(x, TILE_STEP), (weights, WEIGHTS_STEP)] {
-            let is_long = |slice: &&[u16]| slice.len() >= num_steps * len;
-            assert!((1..=2).contains(&slices.len()) && slices.iter().all(is_long));
-        }
-        let block = Block {
-            num_steps,
-            x: [x[0].as_ptr(), x[x.len() - 1].as_ptr()],
-            weights: [weights[0].as_ptr(), weights[weights.len() - 1].as_ptr()],
-            sums: sums.as_mut_ptr().cast(),
-            start,
-        };
-        // SAFETY: the unit is configured while a session lives; there are `num_steps` steps, as
-        // asserted, and `sums` holds those of two tiles and panels.
-        unsafe {
-            match (x.len(), weights.len()) {
-                (2, 2) => block.two_by_two(),
-                (1, 2) => block.one_by_two(),
-                (2, 1) => block.two_by_one(),
-                _ => block.one_by_one(),
+    /// Starts the sums of one or two tiles of rows: from zero, or where they were left.
+    pub(super) fn start(&self, num_tiles: usize, sums: Option<&Sums>) {
+        match sums {
+            // SAFETY: the unit is configured while a session lives, as below.
+            None => unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    options(nostack, nomem)
+                );
+            },
+            Some(sums) => {
+                each_sum!(
+                    "tileloadd tmm",
+                    ", [{sums} + {stride}]",
+                    sums.as_ptr(),
+                    num_tiles
+                );
             }
+        }
+    }
+
+    /// Leaves the sums of one or two tiles of rows in memory.
+    pub(super) fn store(&self, num_tiles: usize, sums: &mut Sums) {
+        each_sum!(
+            "tilestored [{sums} + {stride}], tmm",
+            "",
+            sums.as_mut_ptr(),
+            num_tiles
+        );
+    }
+
+    /// Adds a step of one of two tiles times one of two panels to the block's sums.
+    ///
+    /// Of every step, the products of panel 0 come first, and of each panel that of tile 0: the
+    /// others find the step in the unit.
+    ///
+    /// Inputs pass by once for each pair of panels, from the second cache level; `tileloaddt1`
+    /// keeps them from pushing the widened weights out of the first (measured: a quarter faster).
+    #[inline(always)]
+    pub(super) fn add(&self, tile: usize, panel: usize, x: &InputStep, weights: &WeightStep) {
+        match (tile, panel) {
+            (0, 0) => product!(
+                x,
+                weights,
+                "tileloaddt1 tmm4, [{x} + {stride}]",
+                "tileloadd tmm6, [{w} + {stride}]",
+                "tdpbf16ps tmm0, tmm4, tmm6"
+            ),
+            (0, _) => product!(
+                x,
+                weights,
+                "/* {x} */",
+                "tileloadd tmm6, [{w} + {stride}]",
+                "tdpbf16ps tmm1, tmm4, tmm6"
+            ),
+            (_, 0) => product!(
+                x,
+                weights,
+                "tileloaddt1 tmm5, [{x} + {stride}]",
+                "/* {w} */",
+                "tdpbf16ps tmm2, tmm5, tmm6"
+            ),
+            _ => product!(
+                x,
+                weights,
+                "/* {x} {stride} */",
+                "/* {w} */",
+                "tdpbf16ps tmm3, tmm5, tmm6"
+            ),
         }
     }
 }
@@ -99,174 +180,6 @@ impl Drop for Session {
         // SAFETY: the session configured the unit. Released, its state costs nothing at a switch
         // of threads.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
-    }
-}
-
-/// Pointers to what a block reads and writes; the same twice where it has one tile or panel.
-struct Block {
-    num_steps: usize,
-    x: [*const u16; 2],
-    weights: [*const u16; 2],
-    /// `[tile][panel][TILE_ROWS][LANES]`
-    sums: *mut [[f32; LANES]; TILE_ROWS],
-    /// Whether sums start from zero.
-    start: bool,
-}
-
-/// Bytes from one row of a tile in memory to the next, for all of them.
-const STRIDE: usize = 64;
-
-/// The instructions of a block of some shape: its sums' start, its steps, stores of its sums.
-///
-/// Inputs pass by once for each pair of panels, from the second cache level; `tileloaddt1` keeps
-/// them from pushing the widened weights out of the first (measured: a quarter faster).
-macro_rules! block {
-    ($self:ident, sums: [$(($at:literal, $tile:literal)),+], step: [$($step:literal),+]) => {{
-        match $self.start {
-            true => {
-                $(asm!(concat!("tilezero tmm", $tile), options(nostack, nomem));)+
-            }
-            false => {
-                $(asm!(concat!("tileloadd tmm", $tile, ", [{sums} + {stride}]"),
-                    sums = in(reg) $self.sums.wrapping_add($at), stride = in(reg) STRIDE,
-                    options(nostack, readonly));)+
-            }
-        }
-        for step in 0..$self.num_steps {
-            asm!($($step),+,
-                x0 = in(reg) $self.x[0].wrapping_add(step * TILE_STEP),
-                x1 = in(reg) $self.x[1].wrapping_add(step * TILE_STEP),
-                w0 = in(reg) $self.weights[0].wrapping_add(step * WEIGHTS_STEP),
-                w1 = in(reg) $self.weights[1].wrapping_add(step * WEIGHTS_STEP),
-                stride = in(reg) STRIDE,
-                options(nostack, readonly));
-        }
-        $(asm!(concat!("tilestored [{sums} + {stride}], tmm", $tile),
-            sums = in(reg) $self.sums.wrapping_add($at), stride = in(reg) STRIDE,
-            options(nostack));)+
-    }};
-}
-
-impl Block {
-    /// # Safety
-    /// The unit is configured; all pointers are to `num_steps` steps, or to the sums of a tile.
-    unsafe fn two_by_two(&self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            block!(self,
-            sums: [(0, "0"), (1, "1"), (2, "2"), (3, "3")],
-            step: [
-                "tileloaddt1 tmm4, [{x0} + {stride}]",
-                "tileloadd tmm6, [{w0} + {stride}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{w1} + {stride}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloaddt1 tmm5, [{x1} + {stride}]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7"
-            ]);
-        }
-    }
-
-    /// # Safety
-    /// As [`two_by_two`](Self::two_by_two), for one tile of inputs.
-    unsafe fn one_by_two(&self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            block!(self,
-            sums: [(0, "0"), (1, "1")],
-            step: [
-                "tileloaddt1 tmm4, [{x0} + {stride}]",
-                "tileloadd tmm6, [{w0} + {stride}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{w1} + {stride}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "/* {x1} */"
-            ]);
-        }
-    }
-
-    /// # Safety
-    /// As [`two_by_two`](Self::two_by_two), for one panel.
-    unsafe fn two_by_one(&self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            block!(self,
-            sums: [(0, "0"), (2, "2")],
-            step: [
-                "tileloaddt1 tmm4, [{x0} + {stride}]",
-                "tileloadd tmm6, [{w0} + {stride}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloaddt1 tmm5, [{x1} + {stride}]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "/* {w1} */"
-            ]);
-        }
-    }
-
-    /// # Safety
-    /// As [`two_by_two`](Self::two_by_two), for one tile of inputs and one panel.
-    unsafe fn one_by_one(&self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            block!(self,
-            sums: [(0, "0")],
-            step: [
-                "tileloaddt1 tmm4, [{x0} + {stride}]",
-                "tileloadd tmm6, [{w0} + {stride}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "/* {x1} {w1} */"
-            ]);
-        }
-    }
-}
-
-/// Widens steps of a panel to bf16, as the matrix unit reads them.
-pub(super) struct Decode<'a> {
-    pub(super) layout: &'a PanelLayout,
-    pub(super) panel: &'a [u8],
-    pub(super) first_step: usize,
-    /// `[step][pair][LANES][2]`, for as many steps as are wanted.
-    pub(super) weights: &'a mut [u16],
-}
-
-impl Decode<'_> {
-    /// Widens; nothing without AVX-512, which is there where the matrix unit is.
-    pub(super) fn run(self) {
-        if let Some(simd) = Avx512::new() {
-            simd.vectorize(self);
-        }
-    }
-}
-
-impl Kernel for Decode<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<S: Simd>(self, simd: S) {
-        let num_steps = self.weights.len() / WEIGHTS_STEP;
-        let steps = Steps::new(self.layout, self.panel, self.first_step, num_steps);
-        // SAFETY: there are as many steps as there is room for.
-        unsafe { with_bits!(self.layout.format, decode[](simd, steps, self.weights)) }
-    }
-}
-
-/// # Safety
-/// As [`Steps::next`], with as many steps as `out` has room for.
-#[inline(always)]
-unsafe fn decode<S: Simd, const LOW: u32, const HIGH: u32, const GROUPS: usize>(
-    simd: S,
-    mut steps: Steps<'_>,
-    out: &mut [u16],
-) {
-    for out in out.chunks_exact_mut(WEIGHTS_STEP) {
-        let out = out.as_mut_ptr();
-        // SAFETY: the caller's promise; a step has `WEIGHTS_STEP` elements.
-        unsafe {
-            steps.next::<S, LOW, HIGH, GROUPS>(simd, |pair, even, odd| {
-                simd.store_pairs(out.add(pair * 2 * LANES), even, odd);
-            });
-        }
     }
 }
 

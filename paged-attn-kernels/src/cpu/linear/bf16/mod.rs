@@ -34,6 +34,8 @@ mod quantise;
 mod rows;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod weights;
 
 use std::ops::Range;
@@ -267,7 +269,7 @@ impl Product<'_> {
                 Path::Direct => dispatch(self.isa, Direct { block, pairs }),
                 Path::Decoded => pairs.for_each(|pair| block.decoded(pair, scratch)),
                 #[cfg(target_arch = "x86_64")]
-                Path::Tiles => block.tiles(pairs, scratch),
+                Path::Tiles => tiles::run(block, pairs, scratch),
                 #[cfg(not(target_arch = "x86_64"))]
                 Path::Tiles => pairs.for_each(|pair| block.decoded(pair, scratch)),
             }
@@ -303,63 +305,6 @@ impl Product<'_> {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    fn tiles(&self, pairs: impl Iterator<Item = Range<usize>>, scratch: &mut Scratch) {
-        // SAFETY: `linear` keeps an instruction set only if the machine supports it.
-        let session = unsafe { amx::Session::new(self.rows.len()) };
-        let num_blocks = self.num_tiles().div_ceil(2);
-        let num_steps = self.w.layout.num_steps;
-        for pair in pairs {
-            for steps in self.chunks(CHUNK_STEPS) {
-                let (start, end) = (steps.start == 0, steps.end == num_steps);
-                // Sums that are not carried on need no place of their own.
-                let num_sums = if start && end { 1 } else { num_blocks };
-                if scratch.sums.len() < num_sums {
-                    scratch.sums.resize(num_sums, ZERO_SUMS);
-                }
-                let len = self.widen_pair(pair.clone(), &steps, scratch);
-                let weights = scratch.weights.as_slice::<u16>();
-                let weights = [&weights[..len], &weights[len..2 * len]];
-                for block in 0..num_blocks {
-                    let tiles = 2 * block..self.num_tiles().min(2 * block + 2);
-                    if end {
-                        self.prefetch(&pair, tiles.start);
-                    }
-                    let x = [tiles.start, tiles.end - 1]
-                        .map(|tile| &self.x(tile)[steps.start * TILE_STEP..]);
-                    let sums = &mut scratch.sums[block % num_sums];
-                    session.multiply(&x[..tiles.len()], &weights[..pair.len()], sums, start);
-                    if end {
-                        dispatch(self.isa, self.finish(&pair, tiles.start, sums));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Widens some steps of one or two panels, one after the other; returns the elements of each.
-    #[cfg(target_arch = "x86_64")]
-    fn widen_pair(
-        &self,
-        panels: Range<usize>,
-        steps: &Range<usize>,
-        scratch: &mut Scratch,
-    ) -> usize {
-        let len = steps.len() * amx::WEIGHTS_STEP;
-        scratch.weights.grow(2 * len * size_of::<u16>());
-        let weights = scratch.weights.as_mut_slice::<u16>();
-        for (panel, weights) in panels.zip(weights.chunks_exact_mut(len)) {
-            let decode = amx::Decode {
-                layout: &self.w.layout,
-                panel: self.w.panel(panel),
-                first_step: steps.start,
-                weights,
-            };
-            decode.run();
-        }
-        len
-    }
-
     fn num_tiles(&self) -> usize {
         self.rows.len().div_ceil(TILE_ROWS)
     }
@@ -381,23 +326,6 @@ impl Product<'_> {
     /// Rows of one of the block's tiles.
     fn rows_of(&self, tile: usize) -> usize {
         TILE_ROWS.min(self.rows.len() - tile * TILE_ROWS)
-    }
-
-    /// Asks for what [`finish`](Self::finish) will write, to write it.
-    #[cfg(target_arch = "x86_64")]
-    fn prefetch(&self, panels: &Range<usize>, first_tile: usize) {
-        let start = match self.out.is_gated {
-            true => panels.start / 2 * LANES,
-            false => panels.start * LANES,
-        };
-        let first_row = self.rows.start + first_tile * TILE_ROWS;
-        for row in first_row..self.rows.end.min(first_row + 2 * TILE_ROWS) {
-            let at = self.out.address(row, start);
-            amx::prefetch_to_write(at);
-            if !self.out.is_gated {
-                amx::prefetch_to_write(at.wrapping_add(LANES));
-            }
-        }
     }
 
     /// Stores what becomes of the sums of two tiles and panels.

@@ -41,7 +41,7 @@ impl Direct<'_> {
         let num_steps = self.layout.num_steps;
         assert!(self.x.len() >= num_steps * TILE_STEP && ROWS <= TILE_ROWS);
         for (panel, out) in self.panels.iter().zip(self.sums) {
-            let steps = Steps::new(self.layout, panel, 0, num_steps);
+            let steps = Steps::new(self.layout, panel, 0, num_steps).ahead(1);
             let mut sums = [simd.splat(0.0); ROWS];
             // SAFETY: there are `num_steps` steps of weights and of inputs, as asserted.
             unsafe {
@@ -79,7 +79,8 @@ unsafe fn direct<
         let mut chains = [[simd.splat(0.0); 2]; ROWS];
         // SAFETY: the caller's promise.
         unsafe {
-            steps.next::<S, LOW, HIGH, GROUPS>(simd, |pair, even, odd| {
+            let step = steps.next::<S, LOW, HIGH, GROUPS>(simd);
+            step.pairs(|pair, even, odd| {
                 // Weights that are bf16 already need not be cut.
                 let (even, odd) = match LOW {
                     16 => (even, odd),

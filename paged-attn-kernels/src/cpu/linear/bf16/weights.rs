@@ -1,12 +1,19 @@
 //! Weights from a panel to vectors, on any instruction set.
 
+use std::ops::Range;
+
 use super::format::{BlockFormat, Scales};
 use super::panel::{Format, LANES, LINE, OVERRUN, PAIRS, PanelLayout, SPREAD, STEP};
 use crate::cpu::simd::Simd;
 
 /// How far ahead, in bytes, weights are asked for. Panels follow each other in memory, so running
 /// past the end of one is a head start on the next.
-const PREFETCH: usize = 4096;
+pub(super) const PREFETCH: usize = 4096;
+
+const MAX_AHEAD: usize = 65536;
+
+/// Words of a line.
+const WORDS: usize = LINE / 4;
 
 /// Calls a function with a format's bits as constants: low, high, groups in a step; then others.
 macro_rules! with_bits {
@@ -37,6 +44,8 @@ pub(super) struct Steps<'a> {
     high: *const u32,
     step: usize,
     end: usize,
+    /// How far ahead, in bytes, weights are asked for.
+    ahead: usize,
 }
 
 impl<'a> Steps<'a> {
@@ -56,7 +65,17 @@ impl<'a> Steps<'a> {
             high: panel.as_ptr().wrapping_add(layout.high(first_step)).cast(),
             step: first_step,
             end: first_step + num_steps,
+            ahead: PREFETCH,
         }
+    }
+
+    /// Asks for the weights that are some panels ahead, if these are small.
+    pub(super) fn ahead(mut self, num_panels: usize) -> Self {
+        let bytes = num_panels * self.layout.num_bytes();
+        if bytes <= MAX_AHEAD {
+            self.ahead = bytes;
+        }
+        self
     }
 
     /// Steps that are left.
@@ -64,8 +83,7 @@ impl<'a> Steps<'a> {
         self.end - self.step
     }
 
-    /// The weights of the next step, pair by pair, of quantised ones before they are cut to bf16:
-    /// `each(pair, even, odd)`.
+    /// The next step.
     ///
     /// # Safety
     /// No more steps are taken than `new` was told; `LOW`, `HIGH` and `GROUPS` are the format's.
@@ -73,63 +91,22 @@ impl<'a> Steps<'a> {
     pub(super) unsafe fn next<S: Simd, const LOW: u32, const HIGH: u32, const GROUPS: usize>(
         &mut self,
         simd: S,
-        mut each: impl FnMut(usize, S::F, S::F),
-    ) {
-        const WORDS: usize = LINE / 4;
+    ) -> Step<S, LOW, HIGH, GROUPS> {
         let (low, high) = (self.low, self.high);
         self.low = low.wrapping_add(LOW as usize * WORDS);
         self.high = high.wrapping_add(HIGH as usize * WORDS);
         let first_group = self.step * GROUPS;
         self.step += 1;
-        // SAFETY: a step has `LOW` lines of low and `HIGH` of high codes inside the panel, which
-        // may be read less than a word past its end.
-        unsafe {
-            if LOW == 16 {
-                for pair in 0..PAIRS {
-                    let line = low.add(pair * WORDS);
-                    simd.prefetch(line.wrapping_byte_add(PREFETCH));
-                    let [even, odd] = simd.halves(simd.load_words(line));
-                    each(pair, even, odd);
-                }
-                return;
-            }
-            let mut scales = [[simd.splat(0.0); 2]; GROUPS];
-            for (group, scales) in (first_group..).zip(&mut scales) {
-                *scales = self.scales(simd, group);
-            }
-            let (pairs_of_low, pairs_of_high) =
-                (PAIRS / LOW as usize, PAIRS / HIGH.max(1) as usize);
-            let mut high_words = simd.load_words(low);
-            for line in 0..LOW as usize {
-                let address = low.add(line * WORDS);
-                simd.prefetch(address.wrapping_byte_add(PREFETCH));
-                for i in 0..pairs_of_low {
-                    let pair = line * pairs_of_low + i;
-                    if HIGH > 0 && pair % pairs_of_high == 0 {
-                        high_words = simd.load_words(high.add(pair / pairs_of_high * WORDS));
-                    }
-                    let [scale, min] = scales[pair * GROUPS / PAIRS];
-                    let mut weight = |parity: usize| {
-                        // A load from some bytes on moves codes down by as many, and leaves the
-                        // ports of arithmetic free; what it takes from the next word is not minded.
-                        let bit = (2 * i + parity) * LOW as usize;
-                        let mut words = simd.load_words(address.byte_add(bit / 8));
-                        if bit % 8 > 0 {
-                            words = simd.shift_right::<4>(words);
-                        }
-                        let mut code = simd.low_bits::<LOW>(words);
-                        if HIGH > 0 {
-                            let high = simd.low_bits::<HIGH>(high_words);
-                            high_words = simd.shift_right::<HIGH>(high_words);
-                            code = simd.fma(high, simd.splat(16.0), code);
-                        }
-                        simd.fused(code, scale, min)
-                    };
-                    let even = weight(0);
-                    let odd = weight(1);
-                    each(pair, even, odd);
-                }
-            }
+        let mut scales = [[simd.splat(0.0); 2]; GROUPS];
+        for (group, scales) in (first_group..).zip(&mut scales) {
+            *scales = self.scales(simd, group);
+        }
+        Step {
+            simd,
+            ahead: self.ahead,
+            low,
+            high,
+            scales,
         }
     }
 
@@ -140,6 +117,11 @@ impl<'a> Steps<'a> {
             return [simd.splat(1.0), simd.splat(0.0)];
         };
         let at = self.layout.group_scales(format, group);
+        simd.prefetch(
+            self.panel[at.halves..]
+                .as_ptr()
+                .wrapping_byte_add(self.ahead),
+        );
         let halves =
             |at: usize| simd.widen_halves(self.panel[at..].first_chunk().unwrap_or(&[0; 32]));
         let bytes = |at: usize| self.panel[at..].first_chunk().unwrap_or(&[0; LANES]);
@@ -158,6 +140,85 @@ impl<'a> Steps<'a> {
             Scales::Scale | Scales::BlockScale => None,
         };
         finish(simd, format, scale, min)
+    }
+}
+
+/// A step of a panel of some format, whose codes may be read.
+pub(super) struct Step<S: Simd, const LOW: u32, const HIGH: u32, const GROUPS: usize> {
+    simd: S,
+    ahead: usize,
+    low: *const u32,
+    high: *const u32,
+    scales: [[S::F; 2]; GROUPS],
+}
+
+impl<S: Simd, const LOW: u32, const HIGH: u32, const GROUPS: usize> Step<S, LOW, HIGH, GROUPS> {
+    /// The weights, pair by pair, of quantised ones before they are cut to bf16:
+    /// `each(pair, even, odd)`.
+    #[inline(always)]
+    pub(super) fn pairs(&self, each: impl FnMut(usize, S::F, S::F)) {
+        self.lines(0..LOW as usize, each);
+    }
+
+    /// Those of the first or the second half of the step.
+    #[inline(always)]
+    pub(super) fn half(&self, half: usize, each: impl FnMut(usize, S::F, S::F)) {
+        let num_lines = LOW as usize / 2;
+        self.lines(half * num_lines..(half + 1) * num_lines, each);
+    }
+
+    #[inline(always)]
+    fn lines(&self, lines: Range<usize>, mut each: impl FnMut(usize, S::F, S::F)) {
+        let simd = self.simd;
+        let pairs_of_line = PAIRS / LOW as usize;
+        let mut high_words = self.words(self.high, 0);
+        for line in lines {
+            let address = self.low.wrapping_add(line * WORDS);
+            simd.prefetch(address.wrapping_byte_add(self.ahead));
+            if LOW == 16 {
+                let [even, odd] = simd.halves(self.words(address, 0));
+                each(line, even, odd);
+                continue;
+            }
+            for i in 0..pairs_of_line {
+                let pair = line * pairs_of_line + i;
+                let high_bit = 2 * pair * HIGH as usize;
+                if HIGH > 0 && high_bit % 8 == 0 {
+                    let line = self.high.wrapping_add(high_bit / 32 * WORDS);
+                    if high_bit % 32 == 0 {
+                        simd.prefetch(line.wrapping_byte_add(self.ahead));
+                    }
+                    high_words = self.words(line, high_bit % 32 / 8);
+                }
+                let [scale, min] = self.scales[pair * GROUPS / PAIRS];
+                let mut weight = |parity: usize| {
+                    let bit = (2 * i + parity) * LOW as usize;
+                    let mut words = self.words(address, bit / 8);
+                    if bit % 8 > 0 {
+                        words = simd.shift_right::<4>(words);
+                    }
+                    let mut code = simd.low_bits::<LOW>(words);
+                    if HIGH > 0 {
+                        let high = simd.low_bits::<HIGH>(high_words);
+                        high_words = simd.shift_right::<HIGH>(high_words);
+                        code = simd.fma(high, simd.splat(16.0), code);
+                    }
+                    simd.fused(code, scale, min)
+                };
+                let even = weight(0);
+                let odd = weight(1);
+                each(pair, even, odd);
+            }
+        }
+    }
+
+    /// The words of a line, shifted down by some bytes: loaded from as far on, which leaves the
+    /// ports of arithmetic free. What comes from the next word is not minded.
+    #[inline(always)]
+    fn words(&self, line: *const u32, bytes: usize) -> S::Words {
+        // SAFETY: a step has `LOW` lines of low and `HIGH` of high codes inside the panel, which may
+        // be read less than a word past its end.
+        unsafe { self.simd.load_words(line.wrapping_byte_add(bytes)) }
     }
 }
 
@@ -186,7 +247,8 @@ pub(super) unsafe fn decode<S: Simd, const LOW: u32, const HIGH: u32, const GROU
         let out = out.as_mut_ptr();
         // SAFETY: the caller's promise; a step has `STEP * LANES` elements.
         unsafe {
-            steps.next::<S, LOW, HIGH, GROUPS>(simd, |pair, even, odd| {
+            let step = steps.next::<S, LOW, HIGH, GROUPS>(simd);
+            step.pairs(|pair, even, odd| {
                 let out = out.add(pair * 2 * LANES);
                 simd.store(out, simd.truncate_to_bf16(even));
                 simd.store(out.add(LANES), simd.truncate_to_bf16(odd));
