@@ -27,6 +27,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;
+mod finish;
 mod format;
 mod inputs;
 mod panel;
@@ -40,6 +41,7 @@ mod weights;
 
 use std::ops::Range;
 
+use finish::Finish;
 use format::Block;
 pub use format::BlockFormat;
 pub(super) use inputs::Inputs;
@@ -370,51 +372,6 @@ impl<I: Iterator<Item = Range<usize>>> Kernel for Direct<'_, I> {
             };
             kernel.call(simd);
             block.finish(&pair, 0, &sums).call(simd);
-        }
-    }
-}
-
-/// Stores what becomes of the sums of two tiles and panels.
-struct Finish<'a> {
-    out: &'a Output<'a>,
-    sums: &'a Sums,
-    rows: Range<usize>,
-    panels: &'a Range<usize>,
-    /// Of all panels.
-    num_outputs: usize,
-}
-
-impl Kernel for Finish<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<S: Simd>(self, simd: S) {
-        // Those past the last output are not stored.
-        let lanes = |start: usize, end: usize| end.saturating_sub(start).min(LANES);
-        let tiles = self.rows.clone().step_by(TILE_ROWS);
-        for (first, [left, right]) in tiles.zip(self.sums) {
-            let rows = (first..self.rows.end).zip(left.iter().zip(right));
-            if self.out.is_gated {
-                let start = self.panels.start / 2 * LANES;
-                let lanes = lanes(start, self.out.width);
-                for (row, (gate, up)) in rows {
-                    let gated = simd.silu_mul_lanes(gate, up);
-                    self.out.store_lanes(simd, row, start, &gated, lanes);
-                }
-                continue;
-            }
-            let start = self.panels.start * LANES;
-            let (first, second) = (
-                lanes(start, self.num_outputs),
-                lanes(start + LANES, self.num_outputs),
-            );
-            for (row, (left, right)) in rows {
-                self.out.store_lanes(simd, row, start, left, first);
-                if self.panels.len() == 2 {
-                    self.out
-                        .store_lanes(simd, row, start + LANES, right, second);
-                }
-            }
         }
     }
 }
