@@ -14,7 +14,7 @@ use super::resume::{Points, num_threads};
 
 pub(crate) const NAME: &str = "throughput";
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Clone)]
 pub(crate) struct Args {
     #[command(flatten)]
     run: RunArgs,
@@ -144,7 +144,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(model) = &args.model {
         return measured::throughput::experiment(NAME, model, &args.run)?.publish(&args.run);
     }
-    experiment_of(args)?.publish(&args.run)
+    let is_own = !args.systems.is_empty() || !args.parts.is_empty();
+    let args = Args {
+        run: args.run.apart(is_own),
+        ..args.clone()
+    };
+    experiment_of(&args)?.publish(&args.run)
 }
 
 /// With the systems and parts by default.

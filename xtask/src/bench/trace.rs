@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// How many times slower the requests come: the paper's smallest machine is one GPU
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value_t = SLOWER)]
     slower: f64,
     /// Systems, with commas between; an unknown name lists all
     #[arg(long, value_delimiter = ',', value_name = "NAMES", default_value = SYSTEMS)]
@@ -35,6 +35,7 @@ pub(crate) struct Args {
 const SYSTEMS: &str = "orca-max,orca-oracle,capped,paged,pageloom";
 /// The trace by default.
 const AZURE: &str = "azure_llm_2023_conv.csv.gz";
+const SLOWER: f64 = 4.0;
 /// Requests of a quick run.
 const QUICK: usize = 3000;
 
@@ -53,6 +54,16 @@ struct Figures {
     num_preemptions: u64,
 }
 
+impl Args {
+    fn has_default_systems(&self) -> bool {
+        self.systems.join(",") == SYSTEMS
+    }
+
+    fn is_default(&self) -> bool {
+        self.file.is_none() && self.slower == SLOWER && self.has_default_systems()
+    }
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(
         args.slower.is_finite() && args.slower > 0.0,
@@ -62,15 +73,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let systems = args.systems.iter().map(|name| systems::named(name));
     let systems: Vec<_> = systems.collect::<anyhow::Result<_>>()?;
     let file = args.file.clone().unwrap_or_else(|| committed(AZURE));
+    let run = args.run.apart(!args.is_default());
     let machine = Machine::paper(Model::Opt13b, 5);
     let mut trace = read_trace(&file)?;
-    if args.run.quick {
+    if run.quick {
         trace.truncate(QUICK);
     }
     let num_read = trace.len();
     let trace =
         playable(trace, &machine, args.slower).with_context(|| file.display().to_string())?;
-    let points = Points::open(NAME, &args.run)?;
+    let points = Points::open(NAME, &run)?;
     let digest = digest(&trace);
     let parameters: Vec<Point<'_>> = systems
         .iter()
@@ -88,7 +100,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let name = args.file.as_deref().and_then(Path::file_name);
     experiment.flag("file", name.map(OsStr::to_string_lossy).as_slice());
     experiment.flag("slower", &[args.slower]);
-    if args.systems.join(",") != SYSTEMS {
+    if !args.has_default_systems() {
         experiment.flag("systems", &args.systems);
     }
     let name = file.file_name().unwrap_or_default().to_string_lossy();
@@ -105,7 +117,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         of the paper's can serve, and are as long; those longer than the model's context are left out."
         .into();
     experiment.tables.push(table(&parameters, &figures));
-    experiment.publish(&args.run)
+    experiment.publish(&run)
 }
 
 /// Those that the machine can serve, slower.

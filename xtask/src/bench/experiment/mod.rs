@@ -34,13 +34,23 @@ pub(crate) struct RunArgs {
     /// Compute again what an interrupted run has saved
     #[arg(long)]
     pub(crate) fresh: bool,
-    /// Folder for JSON, plots and section [default: benches/report; with --quick, bench/quick in
-    /// Cargo's target folder]
+    /// Folder for JSON, plots and section [default: benches/report; in Cargo's target folder
+    /// bench/quick with --quick, bench/own where data or systems are of your choice]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 }
 
 impl RunArgs {
+    /// The same for a run of someone's own choice, whose results are not to replace the recorded
+    /// ones.
+    pub(crate) fn apart(&self, is_own: bool) -> Self {
+        let mut run = self.clone();
+        if is_own && !run.quick {
+            run.out.get_or_insert_with(|| target().join("bench/own"));
+        }
+        run
+    }
+
     /// Where results go.
     pub(crate) fn folder(&self) -> PathBuf {
         match &self.out {

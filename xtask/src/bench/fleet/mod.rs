@@ -68,10 +68,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if routers.is_empty() {
         routers.extend(known);
     }
-    let mut experiment = make(&args.run, replicas, &routers)?;
+    let is_own = !args.replicas.is_empty() || !args.routers.is_empty();
+    let run = args.run.apart(is_own);
+    let mut experiment = make(&run, replicas, &routers)?;
     experiment.flag("replicas", &args.replicas);
     experiment.flag("routers", &args.routers);
-    experiment.publish(&args.run)
+    experiment.publish(&run)
 }
 
 pub(crate) fn experiment(run: &RunArgs) -> anyhow::Result<Experiment> {

@@ -44,8 +44,8 @@ fn saturate(
             trace: &trace,
         })
     })?;
-    points.forget()?;
     let mut experiment = subject.describe(name, title, &machine);
+    experiment.points = points.into_files();
     experiment.parameter("number of requests", num_requests);
     experiment.parameter("requests", "ShareGPT, lengths over 4; tokens at random");
     experiment.ours += QUARTERED;

@@ -67,8 +67,8 @@ pub(crate) fn experiment(name: &str, model: &Path, run: &RunArgs) -> anyhow::Res
             trace: &trace,
         })
     })?;
-    points.forget()?;
     let mut experiment = subject.describe(name, "A prefix that all requests share", &machine);
+    experiment.points = points.into_files();
     explain(&mut experiment, num_requests);
     for (&(prefix, paper), served) in PREFIXES.iter().zip(served.chunks(SYSTEMS.len())) {
         let ratios: Vec<f64> = served.iter().map(|s| s.rate / served[0].rate).collect();

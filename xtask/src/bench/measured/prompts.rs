@@ -1,17 +1,13 @@
 //! Real prompts from a file.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use flate2::read::GzDecoder;
 use pageloom_engine::text::Tokenizer;
 use pageloom_model_runner::TokenId;
 use serde::Deserialize;
 
-/// Longest line, bytes.
-const MAX_LINE: usize = 1 << 20;
+use crate::bench::csv::read_text;
 
 /// What a prompt file has on each line.
 #[derive(Deserialize)]
@@ -31,10 +27,10 @@ pub(super) struct Task {
 }
 
 /// Reads at most `most` tasks of at most `context` tokens, evenly from the whole file: a line of
-/// JSON each, gzip if the name says so.
+/// JSON each, which may be gzip.
 ///
 /// # Errors
-/// Names the file, and the line that is too long, no such JSON, or without an answer.
+/// Names the file, and the line that is no such JSON or without an answer.
 pub(super) fn read_tasks(
     path: &Path,
     tokenizer: &Tokenizer,
@@ -57,31 +53,14 @@ pub(super) fn read_tasks(
 }
 
 fn read_lines(path: &Path) -> anyhow::Result<Vec<Line>> {
-    let unreadable = || format!("cannot read prompts from {}", path.display());
-    let file = File::open(path).with_context(unreadable)?;
-    let mut reader: Box<dyn BufRead> = match path.extension() {
-        Some(gz) if gz == "gz" => Box::new(BufReader::new(GzDecoder::new(file))),
-        _ => Box::new(BufReader::new(file)),
-    };
+    let text = read_text(path)?;
     let mut lines = Vec::new();
-    let mut text = Vec::new();
-    for number in 1.. {
-        let at = || format!("{}, line {number}", path.display());
-        text.clear();
-        let mut line = (&mut reader).take(MAX_LINE as u64 + 1);
-        let num_bytes = line.read_until(b'\n', &mut text).with_context(at)?;
-        if num_bytes == 0 {
-            break;
-        }
-        ensure!(
-            num_bytes <= MAX_LINE,
-            "{}: longer than {MAX_LINE} bytes",
-            at()
-        );
-        if text.trim_ascii().is_empty() {
+    for (number, line) in (1..).zip(text.lines()) {
+        if line.trim().is_empty() {
             continue;
         }
-        let line: Line = serde_json::from_slice(&text).with_context(at)?;
+        let at = || format!("{}, line {number}", path.display());
+        let line: Line = serde_json::from_str(line).with_context(at)?;
         let has_answer = line.output_tokens.is_some() || line.output.is_some();
         ensure!(has_answer, "{}: neither `output_tokens` nor `output`", at());
         lines.push(line);
@@ -143,7 +122,6 @@ mod tests {
             ("{\"instruction\": \"Sing.\"}", "output_tokens"),
             ("{\"input\": \"La.\"}", "instruction"),
             ("{\"instruction\": \"Sing.\", \"output_tokens\": -1}", "-1"),
-            (&"x".repeat(MAX_LINE + 1), "longer"),
         ] {
             let error = format!("{:#}", read(&format!("{good}{bad}")).err().unwrap());
             assert!(error.contains("line 2") && error.contains(why), "{error}");

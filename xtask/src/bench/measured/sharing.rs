@@ -85,8 +85,8 @@ pub(crate) fn experiment(
     let blocks = points.all(&parameters, 1, |point| {
         measure(&checkpoint, &tokenizer, &tasks, point)
     })?;
-    points.forget()?;
     let mut experiment = Experiment::measured(name, "Several samples of a prompt");
+    experiment.points = points.into_files();
     experiment.command = format!("cargo xtask bench {name} --model MODEL.gguf --prompts FILE");
     experiment.parameter("model", subject.shape);
     explain(&mut experiment, &tasks);

@@ -76,7 +76,7 @@ impl Scale {
     const FULL: Self = Scale {
         systems: &SYSTEMS,
         num_requests: 140,
-        duration_s: 30.0,
+        duration_s: 20.0,
     };
     const QUICK: Self = Scale {
         systems: &[SYSTEMS[0], SYSTEMS[SYSTEMS.len() - 1]],
@@ -138,7 +138,7 @@ pub(crate) fn experiment(name: &str, model: &Path, run: &RunArgs) -> anyhow::Res
     experiment.tables = vec![saturated_table(&rows), latency_table(&rows, alone_s)];
     experiment.plots.push(plot(&rows, alone_s));
     experiment.checks = checks(&rows, alone_s);
-    player.points.forget()?;
+    experiment.points = player.points.into_files();
     Ok(experiment)
 }
 

@@ -72,7 +72,13 @@ struct Row {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    experiment_of(args)?.publish(&args.run)
+    let is_own = args.blocks.is_some() || args.block_size != 1;
+    let args = Args {
+        blocks: args.blocks.clone(),
+        run: args.run.apart(is_own),
+        ..*args
+    };
+    experiment_of(&args)?.publish(&args.run)
 }
 
 /// With the pool sizes by default.
