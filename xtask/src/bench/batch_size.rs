@@ -70,7 +70,7 @@ const PANELS: [Panel; 3] = [
     },
     // What memory allows when time is no matter.
     Panel {
-        figure: "Fig 13b, at 70 req/s",
+        figure: "Fig 13b, when full",
         data: Data::Alpaca,
         rate: 70.0,
         paper: [7.00, 43.24, 72.75, 132.44],

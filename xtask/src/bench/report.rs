@@ -46,6 +46,16 @@ modelled. They come out the same for everyone, byte for byte.
 **What is measured.** Sections marked *measured* ran on the machine they name, with a model and a pool that
 fit it. Their absolute times are not the paper's and are not compared with them; ratios and shares are.
 
+**Systems.** A *slot* is room for one token's keys and values in all layers.
+
+| name | what it does |
+|---|---|
+| `ft` | FasterTransformer: takes a batch of whole requests, padded to the longest, and answers them together |
+| `orca-max`, `orca-pow2`, `orca-oracle` | Orca: requests come and go between steps; each has a contiguous run of slots set aside on arrival, for the model's longest request, for the next power of two of its output, or for its true output |
+| `paged` | the paper's own policy: blocks of 16 slots as tokens come, the last to arrive preempted first |
+| `pageloom` | this project's: `paged` with prompts computed in parts, prefixes found again, int8 pages and room that admission learns to leave; `-16-bits` without int8 pages, `-tiers` with copies to the host when they are quicker |
+| `capped` | an example of a policy of one's own: `paged`, but a request begins only if all that run would fit at their longest |
+
 **Thresholds.** A sustainable request rate means nothing without the latency it is read at. The paper does
 not state one; here the mean normalised latency (time from arrival to end, over output tokens) is read at
 0.2 and at 0.5 s a token, and both are told.
@@ -85,6 +95,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let links = links(&folder, &path)?;
     let mut text = INTRO.to_owned();
     text += &contents(&experiments);
+    text += &shortfalls(&experiments);
     for experiment in &experiments {
         write(&folder, experiment)?;
         text += "\n";
@@ -162,6 +173,25 @@ fn contents(experiments: &[Experiment]) -> String {
         );
     }
     text
+}
+
+/// Checks that do not hold, of all experiments.
+fn shortfalls(experiments: &[Experiment]) -> String {
+    let mut rows = String::new();
+    for experiment in experiments {
+        for check in experiment.checks.iter().filter(|check| !check.passed) {
+            let [name, paper, ours, _, bound, _] = check_cells(check);
+            let link = format!("[{}](#{})", experiment.title, anchor(&heading(experiment)));
+            let _ = writeln!(rows, "| {link} | {name} | {paper} | {ours} | {bound} |");
+        }
+    }
+    match rows.is_empty() {
+        true => String::new(),
+        false => format!(
+            "\n**What falls short.** The sections say why.\n\n\
+             | experiment | check | paper | ours | must be |\n|---|---|---:|---:|---|\n{rows}"
+        ),
+    }
 }
 
 /// As GitHub makes one of a heading.

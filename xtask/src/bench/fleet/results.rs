@@ -195,7 +195,10 @@ fn plot(
         caption: "The load of each replica is the same for all fleets.".into(),
         kind: PlotKind::Lines,
         x: Axis::log("replicas"),
-        y: Axis::linear(label),
+        y: match name {
+            "ttft" => Axis::log(label),
+            _ => Axis::linear(label),
+        },
         series: series.filter(|series| !series.points.is_empty()).collect(),
         thresholds: Vec::new(),
     }

@@ -15,6 +15,9 @@ use crate::bench::resume::Points;
 /// Latencies of a knee, seconds a token; both are reported, as ratios depend on it.
 pub(crate) const THRESHOLDS: [f64; 2] = [0.2, 0.5];
 
+/// Rates below the first knee, in parts of it, that a curve has for the eye.
+const BELOW: [f64; 3] = [0.4, 0.6, 0.8];
+
 /// A curve to find.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Task {
@@ -92,6 +95,10 @@ fn find(task: &Task, dataset: &Dataset) -> anyhow::Result<Found> {
         curve.crossing(low, task.near, &mut latency)?,
         curve.crossing(high, task.near, &mut latency)?,
     ];
+    for share in BELOW {
+        let rate = share * knees[0];
+        curve.insert(rate, latency(rate)?);
+    }
     Ok(Found {
         knees,
         curve,
