@@ -301,6 +301,11 @@ fn experiment(args: &Args, rows: &[(Point, Times)]) -> Experiment {
     for &batch_size in &args.batch_sizes {
         results.checks.extend(check(batch_size.into(), rows));
     }
+    results.notes.push(
+        "A difference of 1 us is several percent of the shortest steps. Differences of either sign in the \
+         longer ones are the machine's noise: they change from run to run."
+            .into(),
+    );
     let left_out = args.contexts.len() * args.batch_sizes.len() - rows.len();
     if left_out > 0 {
         results.notes.push(format!(
