@@ -24,7 +24,7 @@ use pageloom_model_runner::{Checkpoint, WeightDtype};
 use super::experiment::Experiment;
 use super::paper::dataset::{Data, Dataset};
 use super::paper::machine::{Machine, SCALE};
-use super::paper::trace::{Arrival, Load, artifact};
+use super::paper::trace::{Arrival, Load};
 
 /// Of each system in figures 2 and 13. The project's own has pages of 16 bits here, so that the pool is
 /// the same in slots, and a tier on the host.
@@ -91,14 +91,11 @@ fn quarter() -> anyhow::Result<Dataset> {
 
 /// The first `num_requests` of the trace, all there at once.
 fn all_at_once(dataset: &Dataset, num_requests: usize) -> Vec<Arrival> {
-    let mut trace = artifact(
-        &dataset.lengths,
-        Load {
-            rate: num_requests as f64,
-            duration_s: 2.0,
-            seed: 0,
-        },
-    );
+    let mut trace = dataset.trace(Load {
+        rate: num_requests as f64,
+        duration_s: 2.0,
+        seed: 0,
+    });
     trace.truncate(num_requests);
     for arrival in &mut trace {
         arrival.at_s = 0.0;

@@ -55,10 +55,7 @@ pub(crate) fn experiment(name: &str, model: &Path, run: &RunArgs) -> anyhow::Res
         .collect();
     let served = points.all(&parameters, 1, |point| {
         let prefix = point.prefix;
-        let mut trace = all_at_once(&Dataset::load(Data::Translation { prefix })?, num_requests);
-        for arrival in &mut trace {
-            arrival.shared = prefix;
-        }
+        let trace = all_at_once(&Dataset::load(Data::Translation { prefix })?, num_requests);
         serve(Run {
             model,
             weights: WEIGHTS,

@@ -189,7 +189,7 @@ impl Player<'_> {
                 },
                 machine: Machine {
                     num_slots: match variant {
-                        Variant::LargerPool => Machine::quarter(0).num_slots,
+                        Variant::LargerPool => Machine::quarter(self.machine.head_dim).num_slots,
                         _ => NUM_SLOTS,
                     },
                     ..self.machine
